@@ -1,0 +1,162 @@
+"""Engine, Timing, Accuracy and Report: what was shipped, how fast it ran, how right it was, of the same bytes."""
+
+from dataclasses import dataclass, field
+
+from segnas.arch import Architecture
+from segnas.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Agreement of an engine with what it was made from, over `images` inputs; gates are the least agreement and what was asked for."""
+
+    reference: str
+    images: int
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    non_finite: int
+    argmax_agreement: float
+    required_agreement: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An artefact and what it is: the manifest that lies beside it. `file` is relative to the manifest."""
+
+    file: str
+    kind: str
+    sha256: str
+    bytes: int
+    target: Target
+    architecture: str
+    weights_sha256: str
+    classes: tuple[str, ...]
+    parity: Parity | None
+    versions: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Latency of one engine, in ms; percentiles by trtexec's rule. `conditions` are sorted pairs of text: load, steal, spinning, affinity."""
+
+    scope: str
+    runs: int
+    warmup_runs: int
+    duration_s: float
+    min_ms: float
+    median_ms: float
+    mean_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    coefficient_of_variation: float
+    throughput_qps: float
+    warnings: tuple[str, ...] = ()
+    conditions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fps(self) -> float:
+        """Frames per second at one query in flight: 1000 / median."""
+        return 1000.0 / self.median_ms
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """Intersection over union of one class, 0 to 1; None where neither truth nor prediction has it."""
+
+    name: str
+    iou: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Mean IoU over a split, 0 to 1, official Cityscapes semantics in raw label ids; the raw matrix is kept so that it can be merged."""
+
+    dataset: str
+    split: str
+    images: int
+    miou: float
+    pixel_accuracy: float
+    classes: tuple[ClassScore, ...]
+    protocol: str
+    matrix: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What a predictor that never looks at the image scores."""
+
+    name: str
+    miou: float
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What was asked for, what the table predicted, what the clock said; ms. `asked` is the text of the request."""
+
+    asked: str
+    budget_ms: float
+    predicted_ms: float
+    predicted_low_ms: float
+    predicted_high_ms: float
+    measured_ms: float
+    measurements: tuple[tuple[str, float, float], ...]
+
+    @property
+    def ratio(self) -> float:
+        """Measured over budget: met where it is at most 1."""
+        return self.measured_ms / self.budget_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Multiply-accumulates, parameters and activation bytes of a network at the target's size."""
+
+    macs: int
+    parameters: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Part of the predicted milliseconds: an operation's spelling, how often it stands in the network, and what it takes in all."""
+
+    name: str
+    count: int
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A quantity over training or search: `values[i]` at step `steps[i]`."""
+
+    name: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """FPS and mIoU of the same bytes, with every condition that they depend on."""
+
+    name: str
+    created: str
+    space: str
+    method: str
+    architecture: Architecture
+    architecture_digest: str
+    engine: Engine
+    budget: Budget
+    timing: Timing
+    accuracy: Accuracy
+    floors: tuple[Floor, ...]
+    cost: Cost
+    shares: tuple[Share, ...]
+    pretraining: str
+    recipe: tuple[tuple[str, str], ...]
+    seconds: tuple[tuple[str, float], ...]
+    versions: tuple[tuple[str, str], ...]
+    curves: tuple[Curve, ...] = field(default=())
