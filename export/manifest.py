@@ -1,0 +1,90 @@
+"""An engine on disk: the artefact, and beside it the manifest that says what it is, written last; neither is ever half there."""
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from segnas import __version__
+from segnas.arch import Architecture
+from segnas.errors import IncompatibleError, InputError
+from segnas.export.parity import require_parity
+from segnas.files import read_noun, sha256_of, write_bytes, write_noun
+from segnas.report import Engine, Parity
+from segnas.target import Target
+
+SUFFIXES = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt-rtx": ".engine", "aotinductor": ".pt2"}
+
+
+def write_engine(
+    folder: Path,
+    content: bytes,
+    *,
+    name: str = "model",
+    kind: str = "onnx",
+    target: Target,
+    architecture: Architecture,
+    weights_sha256: str,
+    classes: tuple[str, ...],
+    parity: Parity | None,
+    versions: tuple[tuple[str, str], ...],
+) -> Engine:
+    """Write `<name>.onnx` (or what the kind is called) and `<name>.onnx.json` into the folder.
+
+    An engine that failed its parity check is kept as `<name>.onnx.rejected`, without a manifest, and VerificationError is raised; what lay under the
+    name before stays. RequirementError where the folder cannot be written.
+    """
+    if kind not in SUFFIXES:
+        raise InputError(f"engine kind {kind!r} was given; allowed: {', '.join(SUFFIXES)}")
+    path = folder / f"{name}{SUFFIXES[kind]}"
+    if parity is not None and not parity.passed:
+        write_bytes(path.with_name(f"{path.name}.rejected"), content)
+        require_parity(parity)
+    digest = hashlib.sha256(content).hexdigest()
+    engine = Engine(path.name, kind, digest, len(content), target, architecture.digest, weights_sha256, classes, parity, versions)
+    if manifest_path(path).exists():
+        manifest_path(path).unlink()
+    write_bytes(path, content)
+    write_noun(manifest_path(path), engine)
+    return engine
+
+
+def read_engine(path: Path) -> tuple[Engine, Path]:
+    """The engine of an artefact or of its manifest, and the artefact's path, checked against each other.
+
+    InputError where one of the two is missing or the manifest is no manifest; IncompatibleError where the artefact is not the one that was written.
+    """
+    manifest = path if path.suffix == ".json" else manifest_path(path)
+    if not manifest.exists():
+        if manifest != path and not path.exists():
+            raise InputError(f"{path} does not exist; give an engine (such as run/model.onnx) or its manifest, or make one with `segnas export`")
+        raise InputError(f"{manifest} does not exist: {path.name} has no manifest, so its export did not end; run `segnas export` again")
+    engine = read_noun(manifest, Engine)
+    if Path(engine.file).name != engine.file:
+        raise InputError(f"{manifest}: file is {engine.file!r}; the name of a file beside the manifest is needed")
+    artefact = manifest.parent / engine.file
+    if not artefact.is_file():
+        raise InputError(f"{artefact} does not exist, but its manifest does; copy both, or run `segnas export` again")
+    for field, built, found in (("bytes", engine.bytes, artefact.stat().st_size), ("sha256", engine.sha256, sha256_of(artefact))):
+        if built != found:
+            raise IncompatibleError(
+                f"{artefact} is not the file that its manifest describes: {field} was {built} when it was built, {found} was found; "
+                "copy it again (as binary), or run `segnas export` again"
+            )
+    return engine, artefact
+
+
+def manifest_path(artefact: Path) -> Path:
+    """Where the manifest of an artefact lies."""
+    return artefact.with_name(f"{artefact.name}.json")
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """What was at work here, as sorted pairs of name and version; a package that is not installed is left out."""
+    found = {"python": platform.python_version(), "segnas": __version__}
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return tuple(sorted(found.items()))
