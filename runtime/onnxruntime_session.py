@@ -1,0 +1,213 @@
+"""ONNX Runtime on the CPU: everything that it would choose by itself is said, so that a number can be measured again.
+
+Its default number of threads costs 1.85x where there are fewer cores, and a missing provider falls back to the CPU with a warning: both are refused.
+"""
+
+import os
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from segnas.errors import InputError, RequirementError
+from segnas.runtime.session import Port, Specification, require_image
+from segnas.target import Target
+
+CPU_PROVIDER = "CPUExecutionProvider"
+OPTIONS = {"optimisation": ("all", "extended", "basic", "none"), "provider": (), "spinning": ("off", "on")}
+DEFAULTS = {"optimisation": "all", "provider": CPU_PROVIDER, "spinning": "off"}
+_LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+_FATAL = 4
+
+
+class OnnxRuntimeSession:
+    """One ONNX engine opened by ONNX Runtime; see `segnas.runtime.session.Session`."""
+
+    def __init__(self, content: bytes, target: Target) -> None:
+        self.target = target
+        self._session: ort.InferenceSession | None = _opened(content, target)
+        self.specification = _specification(self._session)
+        _require_target(self.specification, target)
+        self._binding: ort.IOBinding | None = None
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[Any]:
+        """Labels or logits of a normalised image (N, C, H, W) float32."""
+        session = self._open()
+        require_image(image, self.specification.input)
+        with _translated("the engine failed while running"):
+            return cast(NDArray[Any], session.run([self.specification.output.name], {self.specification.input.name: image})[0])
+
+    def sample(self, runs: int) -> tuple[float, ...]:
+        """Latency in ms of each of `runs` calls in a row; input and output stay where they are."""
+        session = self._open()
+        binding = self._binding = self._binding or self._bound(session)
+        clock, call = time.perf_counter_ns, session.run_with_iobinding
+        stamps = [0] * (2 * runs)
+        with _translated("the engine failed while running"):
+            for index in range(0, 2 * runs, 2):
+                stamps[index] = clock()
+                call(binding)
+                stamps[index + 1] = clock()
+        return tuple((after - before) / 1e6 for before, after in zip(stamps[::2], stamps[1::2], strict=True))
+
+    def close(self) -> None:
+        """Give back the session and its buffers."""
+        self._binding = None
+        self._session = None
+
+    def _open(self) -> ort.InferenceSession:
+        if self._session is None:
+            raise InputError("this session is closed; open the engine again")
+        return self._session
+
+    def _bound(self, session: ort.InferenceSession) -> ort.IOBinding:
+        reads, gives = self.specification.input, self.specification.output
+        image = np.random.default_rng(0).standard_normal(reads.shape, dtype=np.float32)
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(reads.name, ort.OrtValue.ortvalue_from_numpy(image))
+        binding.bind_ortvalue_output(gives.name, ort.OrtValue.ortvalue_from_shape_and_type(list(gives.shape), np.dtype(gives.dtype).type))
+        return binding
+
+
+def cpu_target(
+    height: int, width: int, threads: int = 1, *, output_contract: str = "labels", batch: int = 1, spinning: bool = False, optimisation: str = "all"
+) -> Target:
+    """The target that this machine's CPU is, with ONNX Runtime as installed; InputError for more threads than there are cores to run on."""
+    cores = available_cores()
+    if not 1 <= threads <= cores:
+        raise InputError(f"{threads} threads were asked for; 1 to {cores} are allowed here (more threads than cores run up to 1.85x slower)")
+    options = {"optimisation": optimisation, "provider": CPU_PROVIDER, "spinning": "on" if spinning else "off"}
+    return Target(
+        device_name(),
+        "onnxruntime",
+        ort.__version__,
+        "fp32",
+        height,
+        width,
+        batch=batch,
+        threads=threads,
+        output_contract=output_contract,
+        options=tuple(sorted(options.items())),
+    )
+
+
+def device_name() -> str:
+    """The CPU's model and the machine's number of cores."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))), model)
+    except OSError:
+        pass
+    count = os.cpu_count() or 1
+    return f"{' '.join(model.split())}, {count} core{'s' if count > 1 else ''}"
+
+
+def available_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def optimised_nodes(content: bytes, target: Target) -> Counter[str]:
+    """How many nodes of each type ONNX Runtime really runs, after fusion and changes of layout (`ReorderInput` and `ReorderOutput` among them)."""
+    import onnx  # only here: running an engine does not need it
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        _opened(content, target, path)
+        return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def _options(target: Target, optimised: Path | None) -> ort.SessionOptions:
+    chosen = chosen_options(target)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = target.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = _LEVELS[chosen["optimisation"]]
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if chosen["spinning"] == "on" else "0")
+    options.log_severity_level = _FATAL
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    return options
+
+
+def chosen_options(target: Target) -> dict[str, str]:
+    """The target's options over our defaults; InputError for one that does not exist."""
+    for name, value in target.options:
+        allowed = OPTIONS.get(name)
+        if allowed is None:
+            raise InputError(f"target option {name!r} was given; onnxruntime takes {', '.join(OPTIONS)}")
+        if allowed and value not in allowed:
+            raise InputError(f"target option {name} was given {value!r}; allowed: {', '.join(allowed)}")
+    return DEFAULTS | dict(target.options)
+
+
+def _opened(content: bytes, target: Target, optimised: Path | None = None) -> ort.InferenceSession:
+    provider, available = chosen_options(target)["provider"], ort.get_available_providers()
+    if provider not in available:
+        raise RequirementError(
+            f"provider {provider!r} was asked for; this build of onnxruntime {ort.__version__} has {', '.join(available)}"
+            f"{'; `pip install segnas[cuda]` in an environment of its own' if 'CUDA' in provider or 'Tensorrt' in provider else ''}"
+        )
+    if not content:
+        raise InputError("the engine is empty (0 bytes); run `segnas export` again")
+    with _translated("onnxruntime cannot open this engine"):
+        session = ort.InferenceSession(content, _options(target, optimised), providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise RequirementError(f"provider {provider!r} was asked for, and onnxruntime fell back to {', '.join(session.get_providers())}")
+    return session
+
+
+@contextmanager
+def _translated(what: str) -> Generator[None]:
+    """Turn the exceptions of onnxruntime, which share no base of their own, into ours."""
+    try:
+        yield
+    except MemoryError as error:
+        raise RequirementError(f"{what}: out of memory ({error})") from None
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        reason = str(error).splitlines()[0]
+        if "allocate memory" in reason:
+            raise RequirementError(f"{what}: out of memory; {reason}") from None
+        raise InputError(f"{what}: {reason}; the file may be damaged or cut short: run `segnas export` again") from None
+
+
+def _specification(session: ort.InferenceSession) -> Specification:
+    reads, gives = session.get_inputs(), session.get_outputs()
+    if len(reads) != 1 or len(gives) != 1:
+        raise InputError(f"the engine has {len(reads)} inputs and {len(gives)} outputs; one image in and one map out is needed")
+    ports: list[Port] = []
+    for port in (reads[0], gives[0]):
+        if any(not isinstance(side, int) for side in port.shape):
+            raise InputError(f"the engine's {port.name!r} has shape {port.shape}; a static one is needed: run `segnas export` for one --size")
+        if port.type not in _DTYPES:
+            raise InputError(f"the engine's {port.name!r} has type {port.type}; allowed: {', '.join(_DTYPES)}")
+        ports.append(Port(port.name, _DTYPES[port.type], tuple(port.shape)))
+    return Specification(ports[0], ports[1])
+
+
+def _require_target(specification: Specification, target: Target) -> None:
+    reads, gives = specification.input, specification.output
+    if len(reads.shape) != 4 or (reads.shape[0], *reads.shape[2:]) != (target.batch, target.height, target.width):
+        raise InputError(
+            f"the engine reads {reads}; the target is batch {target.batch}, {target.height}x{target.width}: export for it, or give its --size"
+        )
+    if len(gives.shape) != (3 if target.output_contract == "labels" else 4):
+        raise InputError(f"the engine gives {gives}; the target's output is {target.output_contract!r}: export with that output")

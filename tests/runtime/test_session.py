@@ -1,0 +1,144 @@
+"""Sessions of ONNX Runtime: what they answer, and what they refuse."""
+
+import dataclasses
+import os
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from segnas.errors import InputError, RequirementError, UsageError
+from segnas.latency import Timed
+from segnas.runtime.onnxruntime_session import available_cores, cpu_target, device_name, optimised_nodes
+from segnas.runtime.session import Port, Session, Specification, open_session
+
+TARGET = cpu_target(6, 10, output_contract="logits")
+
+
+def graph(height: int | str = 6, width: int = 10, labels: bool = False, dtype: int = TensorProto.FLOAT) -> bytes:
+    """Twice the image; as labels, its largest channel."""
+    nodes = [helper.make_node("Add", ["input", "input"], ["logits"])]
+    outputs = [helper.make_tensor_value_info("logits", dtype, [1, 3, height, width])]
+    if labels:
+        nodes.append(helper.make_node("ArgMax", ["logits"], ["i"], axis=1, keepdims=0))
+        nodes.append(helper.make_node("Cast", ["i"], ["labels"], to=TensorProto.UINT8))
+        outputs = [helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, height, width])]
+    made = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("input", dtype, [1, 3, height, width])], outputs)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+
+def image(height: int = 6, width: int = 10) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((1, 3, height, width), dtype=np.float32)
+
+
+def test_a_session_answers_and_says_what_it_reads():
+    session: Session = open_session(graph(), TARGET)
+    timed: Timed = session
+    assert session.specification == Specification(Port("input", "float32", (1, 3, 6, 10)), Port("logits", "float32", (1, 3, 6, 10)))
+    assert str(session.specification.input) == "input float32 1x3x6x10"
+    x = image()
+    assert np.array_equal(session.run(x), 2 * x)
+    assert not session.specification.gives_labels
+    times = timed.sample(5)
+    assert len(times) == 5
+    assert all(0 < ms < 1000 for ms in times)
+    timed.close()
+    for call in (lambda: session.run(x), lambda: session.sample(1)):
+        with pytest.raises(InputError, match="closed"):
+            call()
+
+
+def test_answers_are_not_overwritten_by_later_calls():
+    session = open_session(graph(), TARGET)
+    first, x = session.run(image()), image()
+    session.run(np.zeros_like(x))
+    session.sample(2)
+    assert np.array_equal(first, 2 * x)
+
+
+def test_labels_and_a_path(tmp_path):
+    target = cpu_target(6, 10)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph(labels=True))
+    session = open_session(path, target)
+    x = image()
+    assert session.specification.gives_labels
+    assert np.array_equal(session.run(x), x.argmax(axis=1))
+    assert len(session.sample(3)) == 3
+    with pytest.raises(InputError, match="cannot be read"):
+        open_session(tmp_path / "nothing.onnx", target)
+
+
+def test_a_wrong_image_is_refused():
+    session = open_session(graph(), TARGET)
+    wrongs: list[Any] = [image(7, 10), image()[0], image().astype(np.float64), (image() * 255).astype(np.uint8)]
+    for wrong in wrongs:
+        with pytest.raises(InputError, match=r"the engine reads input float32 1x3x6x10; .* was given"):
+            session.run(wrong)
+
+
+@pytest.mark.parametrize("content", [b"", b"no engine at all", graph()[:-20], graph()[: len(graph()) // 2]])
+def test_a_damaged_engine_is_refused_quietly(content, capfd):
+    with pytest.raises(InputError, match="segnas export"):
+        open_session(content, TARGET)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_engine_of_another_target_is_refused():
+    with pytest.raises(InputError, match="the target is batch 1, 8x10"):
+        open_session(graph(), cpu_target(8, 10, output_contract="logits"))
+    with pytest.raises(InputError, match="the target's output is 'labels'"):
+        open_session(graph(), cpu_target(6, 10))
+    with pytest.raises(InputError, match="a static one is needed"):
+        open_session(graph("H"), TARGET)
+    with pytest.raises(InputError, match="has type"):
+        open_session(graph(dtype=TensorProto.DOUBLE), TARGET)
+
+
+def test_a_provider_is_had_or_refused():
+    for provider in ("CUDAExecutionProvider", "FooProvider"):
+        with pytest.raises(RequirementError, match=f"{provider}.*CPUExecutionProvider") as caught:
+            open_session(graph(), dataclasses.replace(TARGET, options=(("provider", provider),)))
+        assert caught.value.exit_code == 3
+        assert not isinstance(caught.value, UsageError)
+
+
+def test_options_are_known_or_refused():
+    for options in ((("spining", "on"),), (("spinning", "maybe"),)):
+        with pytest.raises(InputError, match=r"onnxruntime takes|allowed"):
+            open_session(graph(), dataclasses.replace(TARGET, options=options))
+    assert len(open_session(graph(), dataclasses.replace(TARGET, options=())).sample(1)) == 1
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx", "torch", "aotinductor"])
+def test_other_runtimes_say_what_they_need(runtime):
+    with pytest.raises(RequirementError, match="GPU"):
+        open_session(graph(), dataclasses.replace(TARGET, runtime=runtime))
+
+
+def test_the_target_is_this_machine():
+    target = cpu_target(6, 10, available_cores(), spinning=True)
+    assert target.device == device_name()
+    assert target.device.endswith(("core", "cores"))
+    assert dict(target.options) == {"optimisation": "all", "provider": "CPUExecutionProvider", "spinning": "on"}
+    assert open_session(graph(labels=True), target).target == target
+    for threads in (0, (os.cpu_count() or 1) + 1):
+        with pytest.raises(InputError, match="threads were asked for"):
+            cpu_target(6, 10, threads)
+
+
+def test_nodes_are_counted_after_fusion(capfd):
+    ones = onnx.numpy_helper.from_array(np.ones((3, 3, 3, 3), np.float32), "w")
+    nodes = [helper.make_node("Conv", ["input", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c"], ["logits"])]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 6, 10]) for name in ("input", "logits")]
+    made = helper.make_graph(nodes, "g", ports[:1], ports[1:], [ones])
+    content = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    fused = optimised_nodes(content, TARGET)
+    assert fused["Conv"] == 1
+    assert fused["Relu"] == 0
+    plain = dataclasses.replace(TARGET, options=(("optimisation", "none"),))
+    assert optimised_nodes(content, plain) == Counter({"Conv": 1, "Relu": 1})
+    assert capfd.readouterr().err == ""
