@@ -1,0 +1,76 @@
+"""Measure whole networks: interleaved with the sentinel and with each other, in shuffled rounds."""
+
+import math
+import random
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import NamedTuple
+
+from segnas.arch import Architecture
+from segnas.latency import Prepare, Timed
+from segnas.latency_tables.sentinel import Interleaver, Visit, sentinel_architecture, sentinel_target, steady_rounds
+from segnas.target import Target
+from segnas.timing import interquartile_mean, percentile
+
+ROUNDS = 8
+VISIT_MS = 40.0  # what one turn of a network aims at
+READING_MS = 8.0  # and one of the sentinel
+TOGETHER = 8  # networks that are open at once
+LOSS = 1.4  # interquartile mean against mean (1.1), and turns that share a sentinel's reading agree more than they are right (1.3, simulated)
+
+
+class Measured(NamedTuple):
+    """Latency in ms at the speed at which the sentinel takes its reference time, and the relative standard deviation of that mean."""
+
+    median_ms: float
+    relative_sd: float
+
+
+def measure(architecture: Architecture, target: Target, *, prepare: Prepare, sentinel_ref_ms: float | None = None, rounds: int = ROUNDS) -> Measured:
+    """Latency of one network; without a reference, at the speed that the machine had meanwhile."""
+    return measure_all((architecture,), target, prepare=prepare, sentinel_ref_ms=sentinel_ref_ms, rounds=rounds)[0]
+
+
+def measure_all(
+    architectures: Sequence[Architecture],
+    target: Target,
+    *,
+    prepare: Prepare,
+    sentinel_ref_ms: float | None = None,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> tuple[Measured, ...]:
+    """Latency of several networks, several open at once and visited in shuffled rounds."""
+    if not architectures:
+        return ()
+    dice, visits = random.Random(seed), list[list[Visit]]()
+    for first in range(0, len(architectures), TOGETHER):
+        visits += _visited(architectures[first : first + TOGETHER], target, prepare, rounds, dice)
+    reference = sentinel_ref_ms or percentile([visit.sentinel_ms for turns in visits for visit in turns], 50)
+    return tuple(_measured(turns, reference) for turns in visits)
+
+
+def runs_in(visit_ms: float, network: Timed, least: int, most: int) -> int:
+    """How many runs of the network fill a turn; it is run twice to find out."""
+    return min(max(round(visit_ms / max(network.sample(2)[1], 1e-6)), least), most)
+
+
+def _visited(architectures: Sequence[Architecture], target: Target, prepare: Prepare, rounds: int, dice: random.Random) -> list[list[Visit]]:
+    with ExitStack() as stack:
+        sentinel = stack.enter_context(closing(prepare(sentinel_architecture(), sentinel_target(target))))
+        networks = [stack.enter_context(closing(prepare(architecture, target))) for architecture in architectures]
+        runs = [runs_in(VISIT_MS, network, 1, 8) for network in networks]
+        visits: list[list[Visit]] = [[] for _ in networks]
+        interleaver = Interleaver(sentinel, target, reading_ms=READING_MS)
+        interleaver.begin()
+        for _ in range(rounds):
+            for index in dice.sample(range(len(networks)), len(networks)):
+                visits[index].append(interleaver.visit(networks[index], runs[index]))
+    return visits
+
+
+def _measured(turns: Sequence[Visit], reference: float) -> Measured:
+    ratios = [turns[i].ratio for i in steady_rounds([turns])]
+    centre = interquartile_mean(ratios)
+    deviation = 1.2533 * math.fsum(abs(ratio / centre - 1) for ratio in ratios) / len(ratios)  # of a normal distribution: its standard deviation
+    return Measured(centre * reference, LOSS * deviation / math.sqrt(max(1, len(ratios) - 1)))

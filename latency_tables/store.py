@@ -1,0 +1,75 @@
+"""Store: latency tables as files that read well in a diff and tell when they were edited.
+
+Canonical JSON, one entry a line, with the sha256 of its own content inside.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, cast
+
+from segnas.arch import canonical_json
+from segnas.errors import IncompatibleError, InputError
+from segnas.files import SCHEMA_VERSIONS, plain, read_json, unplain, write_text
+from segnas.latency import LatencyTable
+
+_NAME, _VERSION = SCHEMA_VERSIONS[LatencyTable]
+SCHEMA = f"{_NAME}/{_VERSION}"
+
+
+def save_table(path: Path, table: LatencyTable) -> None:
+    """Write the table, whole or not at all; entries in the order of their operations."""
+    write_text(path, table_text(table))
+
+
+def table_text(table: LatencyTable) -> str:
+    """The table's file: equal tables give equal text."""
+    content = cast(dict[str, Any], plain(table))
+    content["entries"] = [plain(entry) for entry in sorted(table.entries, key=lambda entry: entry.operation)]
+    head = {"schema": SCHEMA, "content_sha256": _content_sha256(content), **{k: v for k, v in content.items() if k != "entries"}}
+    lines = [f"{json.dumps(key)}: {canonical_json(value)}," for key, value in head.items()]
+    entries = ",\n".join(f" {canonical_json(entry)}" for entry in content["entries"])
+    return "{\n" + "\n".join(lines) + '\n"entries": [\n' + entries + "\n]\n}\n"
+
+
+def load_table(path: Path) -> LatencyTable:
+    """The table in that file.
+
+    InputError where it is missing, cut short, edited (the content does not match its sha256) or holds an impossible price; IncompatibleError at
+    another schema.
+    """
+    data = read_json(path)
+    schema, stated = data.pop("schema", None), data.pop("content_sha256", None)
+    if schema != SCHEMA:
+        kind = IncompatibleError if isinstance(schema, str) and schema.startswith(f"{_NAME}/") else InputError
+        raise kind(f"{path} has schema {schema!r}; a latency table of schema {SCHEMA} is needed")
+    if stated != _digest_or_none(data):
+        raise InputError(f"{path} was changed after it was written: its content does not match its content_sha256 {stated!r}; profile again")
+    try:
+        table = unplain(LatencyTable, data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return _checked(path, table)
+
+
+def _checked(path: Path, table: LatencyTable) -> LatencyTable:
+    seen: set[object] = set()
+    for entry in table.entries:
+        if entry.operation in seen:
+            raise InputError(f"{path} prices {entry.operation} twice")
+        seen.add(entry.operation)
+        if not (math.isfinite(entry.median_ms) and entry.median_ms > 0):
+            raise InputError(f"{path} prices {entry.operation} at {entry.median_ms} ms; a positive number is needed")
+    return table
+
+
+def _content_sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def _digest_or_none(content: dict[str, Any]) -> str | None:
+    try:
+        return _content_sha256(content)
+    except ValueError:  # NaN or infinity, which Python reads from JSON though there are none in it
+        return None
