@@ -1,0 +1,135 @@
+"""Expected latency: the table's price of the network that probabilities will draw, as a differentiable number.
+
+Each slot's price is contracted with the probabilities of the decisions that it mentions, and multiplied by the chance
+that the slot is there. An addition of n live inputs costs n - 1 binary additions. All of it runs on the marginals given
+the rules, which is what the draws obey.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from segnas.arch import Operation, argmax_operation
+from segnas.latency import LatencyTable
+from segnas.search.chances import ALWAYS, Chances, Event, is_undecided
+from segnas.search.conditioning import Conditioner, conditioned
+from segnas.search.presence import Presence
+from segnas.search.space import Genotype, Space
+from segnas.target import Target
+
+__all__ = ["ExpectedLatency", "ExpectedPrice", "conditioned"]
+
+
+class ExpectedPrice:
+    """Expected price of a drawn network at one input size, for any price of an operation (milliseconds,
+    multiply-accumulates); `constant` is added.
+
+    Exact where every slot's presence is certain or one decision's event, as in stacked cells without dead ends
+    (`is_linear` says so). Elsewhere presences of different slots are taken as independent, which is exact at one-hot
+    probabilities only.
+    """
+
+    def __init__(self, space: Space, height: int, width: int, price: Callable[[Operation], float], constant: float = 0.0) -> None:
+        self.space = space
+        slots = space.operations(height, width)
+        self._decisions = [slot.decisions for slot in slots]
+        self._prices = [{chosen: 0.0 if o.is_free else price(o) for chosen, o in slot.options.items()} for slot in slots]
+        self._conditioner = Conditioner(space)
+        self._chances = Chances(space)
+        self._fixed = constant
+        self._constant = constant
+        self._linear = {name: [0.0] * size for name, size in space.decisions.items()}
+        self._open = {index: self._tensor(index) for index in range(len(space.slots)) if not self._fold(index)}
+        self._weights = torch.tensor([price for values in self._linear.values() for price in values], dtype=torch.float64)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the expectation is linear in the marginals, hence exact."""
+        return not self._open
+
+    def __call__(self, probabilities: Mapping[str, Tensor], *, given_rules: bool = True) -> Tensor:
+        """Expected price: a scalar in float64 on the CPU, with gradients to the probabilities, (options,) each.
+
+        `given_rules` False takes the probabilities as marginals already: right for the weights of a sample that obeys
+        the rules.
+        """
+        flat = self._conditioner.flat(probabilities)
+        if given_rules:
+            flat = self._conditioner.given_rules(flat)
+        total = self._weights @ flat + self._constant
+        if not self._open:
+            return total
+        presence = Presence(self.space, self._chances, self._conditioner.split(flat))
+        return total + sum(presence.price(index, self._decisions[index], prices) for index, prices in self._open.items())
+
+    def exact(self, genotype: Genotype) -> float:
+        """Price of one network: what its decoded architecture costs, without decoding it; the genotype is not
+        checked.
+        """
+        if self.is_linear:
+            return self._constant + math.fsum(values[genotype[name]] for name, values in self._linear.items())
+        active = {name: (option,) for name, option in genotype.items()}
+        live = self.space.live(active)
+        parts = [self._fixed]
+        for index, prices in enumerate(self._prices):
+            if live[index] and prices:
+                count = len(self.space.readings(index, active, live)) - 1 if self.space.slots[index].join else 1
+                parts.append(count * prices[tuple(genotype[name] for name in self._decisions[index])])
+        return math.fsum(parts)
+
+    def _fold(self, index: int) -> bool:
+        """Add the slot to the linear part, if its share is linear in the marginals; False otherwise."""
+        slot, prices, wanted = self.space.slots[index], self._prices[index], self._chances.wanted[index]
+        if not any(prices.values()):
+            return True
+        if len(self._decisions[index]) > 1:
+            return False
+        if slot.join:
+            gates = self._chances.gates(slot)
+            certain = wanted is ALWAYS and self._chances.fed[index] is ALWAYS and not self._decisions[index]
+            if not certain or None in gates or any(map(is_undecided, slot.inputs)):
+                return False
+            self._constant -= prices[()]
+            for gate in gates:
+                self._add({(): prices[()]}, (), gate if isinstance(gate, Event) else None)
+            return True
+        presence = self._chances.both(self._chances.fed[index], wanted)
+        event = presence if isinstance(presence, Event) else None
+        if presence is None or (event and self._decisions[index] not in ((), (event.decision,))):
+            return False
+        self._add(prices, self._decisions[index], event)
+        return True
+
+    def _add(self, prices: Mapping[tuple[int, ...], float], decisions: tuple[str, ...], event: Event | None) -> None:
+        """Add prices under at most one decision, where that event happens."""
+        if event is None and not decisions:
+            self._constant += prices[()]
+            return
+        name = event.decision if event else decisions[0]
+        for option in range(self.space.decisions[name]):
+            if event is None or option in event.options:
+                self._linear[name][option] += prices[(option,) if decisions else ()]
+
+    def _tensor(self, index: int) -> Tensor:
+        """The slot's prices, one axis for each of its decisions."""
+        shape = [self.space.decisions[name] for name in self._decisions[index]]
+        return torch.tensor(list(self._prices[index].values()), dtype=torch.float64).reshape(shape)
+
+
+class ExpectedLatency(ExpectedPrice):
+    """Expected milliseconds by a table, on its target: with the constant of a call, and the argmax where the output is
+    labels.
+
+    Equal to `table.estimate(decoded).total_ms` at one-hot probabilities. IncompatibleError where the table lacks an
+    entry, or is of another target.
+    """
+
+    def __init__(self, space: Space, table: LatencyTable, target: Target | None = None) -> None:
+        target = target or table.target
+        table.require(target)
+        constant = table.constant_ms
+        if target.output_contract == "labels":
+            constant += table.price_ms(argmax_operation(space.output_shape(target.height, target.width)))
+        super().__init__(space, target.height, target.width, table.price_ms, constant)

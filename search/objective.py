@@ -1,0 +1,52 @@
+"""What is minimised: the segmentation loss, and the latency term of the search."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = 255
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled pixels: logits (N, classes, H, W), labels (N, H, W) with 255 left out; 0 where none is."""
+    labelled = (labels != IGNORE).sum().clamp(min=1)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / labelled
+
+
+def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, threshold: float = 0.7, least: float = 1 / 16) -> Tensor:
+    """Cross-entropy of the hard pixels: those whose true class has a probability under `threshold`, at least the share `least` of the labelled.
+
+    Online hard example mining; 0.7 and 1/16 are the values that BiSeNet's and DDRNet's released trainings use (recalled).
+    """
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").flatten()  # (N * H * W,)
+    fewest = max(1, int(least * int((labels != IGNORE).sum())))
+    hard = ~(losses <= -math.log(threshold))  # what is no number is hard, so that it shows
+    if int(hard.sum()) >= fewest:
+        return losses[hard].mean()
+    return losses.topk(fewest).values.mean()
+
+
+@dataclass
+class AugmentedLagrangian:
+    """Latency term on g = log(expected / budget): multiplier * g + rho / 2 * max(0, g)^2.
+
+    The multiplier follows the *decoded* network (LightNAS's idea), never below 0: multiplier += rate * log(decoded / budget). On the log scale
+    neither the unit nor the size of the budget matters. The default rho and rate are our choice.
+    """
+
+    budget_ms: float
+    rho: float = 1.0
+    rate: float = 0.2
+    multiplier: float = 0.0
+
+    def __call__(self, expected_ms: Tensor) -> Tensor:
+        """The term, a scalar that carries the gradient of the expected latency."""
+        violation = torch.log(expected_ms / self.budget_ms)
+        return self.multiplier * violation + self.rho / 2 * violation.clamp(min=0) ** 2
+
+    def update(self, decoded_ms: float) -> None:
+        """Move the multiplier by what the decoded network is over, or under, the budget."""
+        self.multiplier = max(0.0, self.multiplier + self.rate * math.log(decoded_ms / self.budget_ms))

@@ -1,0 +1,76 @@
+"""Starting weights from a safetensors file: segnas's own, or a MobileNet-v2 as torchvision or timm name its parts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from segnas.arch import Architecture
+from segnas.errors import IncompatibleError, InputError
+from segnas.mobilenet import LABEL, STAGES
+from segnas.network import Network
+from segnas.search.checkpoint import load_tensors
+
+NORMALISATION = ("weight", "bias", "running_mean", "running_var")
+Pair = tuple[str, str]
+
+
+def pretrained_weights(architecture: Architecture, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors to start from, under this architecture's names, and one line that says what they are, for every report.
+
+    InputError where the file is none of the known kinds, or a shape differs; IncompatibleError where the architecture has no place for them.
+    """
+    tensors, state = load_tensors(path)
+    if "architecture" in state:
+        if state["architecture"] != architecture.digest:
+            raise IncompatibleError(f"{path} holds weights of architecture {state['architecture']}; this one is {architecture.digest}")
+        return tensors, f"segnas weights {path.name} of the same architecture, themselves pretrained on: {state.get('pretraining', 'none')}"
+    for source, pairs in (("torchvision", _torchvision_pairs()), ("timm", _timm_pairs())):
+        if all(f"{convolution}.weight" in tensors for convolution, _ in pairs):
+            found = _renamed(tensors, pairs, architecture, path)
+            return found, f"MobileNet-v2 backbone from {path.name} ({source} names, {len(found)} tensors)"
+    shown = ", ".join(sorted(tensors)[:3])
+    raise InputError(f"{path} holds {shown}, ...; known are weights of segnas, and MobileNet-v2 as torchvision or timm (mobilenetv2_100) name it")
+
+
+def _renamed(tensors: Mapping[str, Tensor], pairs: list[Pair], architecture: Architecture, path: Path) -> dict[str, Tensor]:
+    ours = _our_pairs(architecture)
+    if len(ours) != len(pairs):
+        raise IncompatibleError(f"{path} holds a MobileNet-v2, but architecture {architecture.digest} has no MobileNet-v2 backbone to put it in")
+    shapes = {name: tensor.shape for name, tensor in Network(architecture).state_dict().items()}
+    result: dict[str, Tensor] = {}
+    for (their_convolution, their_norm), (convolution, norm) in zip(pairs, ours, strict=True):
+        names = {f"{convolution}.weight": f"{their_convolution}.weight", **{f"{norm}.{n}": f"{their_norm}.{n}" for n in NORMALISATION}}
+        for name, their_name in names.items():
+            if their_name not in tensors or tensors[their_name].shape != shapes[name]:
+                given = tuple(tensors[their_name].shape) if their_name in tensors else "nothing"
+                raise InputError(f"{path}: {their_name} is {given}; {tuple(shapes[name])} is needed")
+            result[name] = tensors[their_name]
+    return result
+
+
+def _our_pairs(architecture: Architecture) -> list[Pair]:
+    """(convolution, normalisation) of each unit of the backbone, in order."""
+    return [
+        (f"nodes.{index}.layers.{unit}.0", f"nodes.{index}.layers.{unit}.1")
+        for index, node in enumerate(architecture.nodes)
+        if node.label.startswith(f"{LABEL}.")
+        for unit in range(1 if node.op == "conv" else 2 if node.kind.integer("expansion") == 1 else 3)
+    ]
+
+
+def _torchvision_pairs() -> list[Pair]:
+    pairs = [("features.0.0", "features.0.1"), ("features.1.conv.0.0", "features.1.conv.0.1"), ("features.1.conv.1", "features.1.conv.2")]
+    for block in range(2, 18):
+        start = f"features.{block}.conv"
+        pairs += [(f"{start}.0.0", f"{start}.0.1"), (f"{start}.1.0", f"{start}.1.1"), (f"{start}.2", f"{start}.3")]
+    return pairs
+
+
+def _timm_pairs() -> list[Pair]:
+    pairs = [("conv_stem", "bn1"), ("blocks.0.0.conv_dw", "blocks.0.0.bn1"), ("blocks.0.0.conv_pw", "blocks.0.0.bn2")]
+    for stage, (_, _, repeats, _) in enumerate(STAGES[1:], 1):
+        for block in range(repeats):
+            start = f"blocks.{stage}.{block}"
+            pairs += [(f"{start}.conv_pw", f"{start}.bn1"), (f"{start}.conv_dw", f"{start}.bn2"), (f"{start}.conv_pwl", f"{start}.bn3")]
+    return pairs

@@ -1,0 +1,118 @@
+"""Supernet: every network of a search space as one module; and how one of them inherits its weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from segnas.arch import size_at
+from segnas.errors import InputError
+from segnas.kinds import Kind
+from segnas.network import Network
+from segnas.ops import build
+from segnas.search.sampling import Sample
+from segnas.search.slots import Link, Slot, Widths, slot_name
+from segnas.search.space import Derived, Space
+
+
+class Supernet(nn.Module):
+    """The module of a space: image (N, 3, H, W) and a sample to logits (N, classes, H, W); only what the sample makes
+    active is computed.
+
+    Each option of each slot has a module of its own, the very one that `Network` builds, normalisation with scale and
+    shift included. An option's output, and a switched link's feature, is scaled by its weight behind the normalisation,
+    which would erase the scale before it. InputError for open widths.
+    """
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+        self.slots = nn.ModuleList(nn.ModuleDict(_modules(space.slots, index)) for index in range(len(space.slots)))
+
+    def forward(self, image: Tensor, sample: Sample) -> Tensor:
+        """(N, 3, H, W) -> (N, classes, H, W). InputError where the sample leaves no way from the image to the
+        output.
+        """
+        return self.features(image, sample, ())[0]
+
+    def features(self, image: Tensor, sample: Sample, wanted: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The logits, and the features of the slots that are `wanted` and live (an auxiliary loss, a picture)."""
+        space, size = self.space, (int(image.shape[-2]), int(image.shape[-1]))
+        live = space.live(sample.active)
+        if not live[-1]:
+            raise InputError(f"this sample of {space.name!r} leaves no way from the image to the output")
+        read = {index: space.readings(index, sample.active, live) for index, lives in enumerate(live) if lives}
+        last_reader = {source: index for index, entries in read.items() for source in map(_source, entries)}
+        alive: dict[int, Tensor] = {0: image}
+        kept: dict[int, Tensor] = {}
+        for index, entries in read.items():
+            if index:
+                alive[index] = self._slot(index, [_gated(alive[_source(e)], e, sample) for e in entries], sample, size)
+            if index in wanted:
+                kept[index] = alive[index]
+            for source in {_source(entry) for entry in entries}:
+                if last_reader[source] == index:
+                    del alive[source]
+        return alive[len(space.slots) - 1], kept
+
+    def module(self, index: int, kind: Kind) -> nn.Module:
+        """The module of one option of a slot."""
+        modules = cast(nn.ModuleDict, self.slots[index])
+        return modules[str(self.space.slots[index].kinds.index(kind))]
+
+    def _slot(self, index: int, features: list[Tensor], sample: Sample, size: tuple[int, int]) -> Tensor:
+        slot = self.space.slots[index]
+        if slot.join:
+            return _sum(features)
+        modules = cast(nn.ModuleDict, self.slots[index])
+        target = size_at(self.space.levels[index], *size)
+        if slot.decision is None:
+            return modules["0"](features, target)
+        weights = sample.weights[slot.decision].to(features[0].device).unbind()
+        options = [option for option in sample.active[slot.decision] if str(option) in modules]
+        return _sum([modules[str(option)](features, target) * weights[option] for option in options])
+
+
+def inherit(network: Network, supernet: Supernet, derived: Derived) -> None:
+    """Copy the supernet's weights and running statistics into the network of `derived.architecture`, in place.
+
+    Exact: in eval mode the network computes what the supernet computes under the one-hot sample, up to the order of
+    additions. InputError where the network is another one.
+    """
+    if network.architecture != derived.architecture:
+        raise InputError(f"this network is {network.architecture.digest}; the weights to inherit are those of {derived.architecture.digest}")
+    with torch.no_grad():
+        for index, (node, origin) in enumerate(zip(derived.architecture.nodes, derived.origins, strict=True)):
+            if index and supernet.space.slots[origin].join is None:
+                network.nodes[str(index)].load_state_dict(supernet.module(origin, node.kind).state_dict())
+
+
+def _modules(slots: Sequence[Slot], index: int) -> Mapping[str, nn.Module]:
+    """Modules of a slot's options, by option; none for the image, for a join and for `none`."""
+    slot = slots[index]
+    widths = [slots[source].channels for source in slot.sources]
+    for width in (*widths, slot.channels):
+        if isinstance(width, Widths):
+            raise InputError(f"{slot_name(slots, index)}: the width decision {width.decision!r} is open, which supernets do not support yet")
+    inputs = tuple(width for width in widths if isinstance(width, int))
+    channels = slot.channels if isinstance(slot.channels, int) else 0
+    absent = {"image", "none"}
+    return {str(i): build(kind, inputs, channels, slot.stride) for i, kind in enumerate(slot.kinds) if kind.op not in absent}
+
+
+def _gated(feature: Tensor, entry: int | Link, sample: Sample) -> Tensor:
+    if isinstance(entry, int) or entry.decision is None:
+        return feature
+    return feature * sample.weights[entry.decision][entry.option].to(feature.device)
+
+
+def _sum(features: Sequence[Tensor]) -> Tensor:
+    total = features[0]
+    for feature in features[1:]:
+        total = total + feature
+    return total
+
+
+def _source(entry: int | Link) -> int:
+    return entry if isinstance(entry, int) else entry.source
