@@ -1,0 +1,393 @@
+"""The command line: each command is a thin shell over a function, imported inside its body so that `--help` loads nothing heavy.
+
+Results go to stdout, progress to stderr.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segnas import __version__
+from segnas.errors import InputError, UsageError
+
+FILE = click.Path(path_type=Path)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+THREADS = click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Intra-op threads of the runtime.")
+SIZE = click.option("--size", required=True, metavar="HxW", help="Size of the engine's input, HEIGHTxWIDTH.")
+SEED = click.option("--seed", type=int, default=0, show_default=True, help="Every random draw follows from it.")
+DATASET = click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
+ROOT = click.option("--data-root", type=FILE, required=True, help="Folder of the dataset.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def segnas() -> None:
+    """Search, derive, train, export and measure real-time semantic-segmentation networks under a latency budget.
+
+    The whole path at once: segnas run --recipe quickstart
+    """
+
+
+@segnas.command()
+@click.option("--recipe", default="quickstart", show_default=True, help="Name of a recipe (see `segnas recipes`) or path of a .toml file.")
+@click.option("--space", help="Search space, in place of the recipe's.")
+@click.option("--data", "name", help="Dataset, in place of the recipe's: cityscapes or camvid.")
+@click.option("--data-root", type=FILE, help="Folder of the dataset.")
+@click.option("--target", "runtime", help="Runtime to deploy on, in place of the recipe's.")
+@click.option("--budget-ms", type=float, help="Latency budget in milliseconds.")
+@click.option("--fps", type=float, help="Frame rate to reach, instead of --budget-ms.")
+@click.option("--out", type=FILE, help="Folder of the run.  [default: runs/RECIPE]")
+@click.option("--resume", is_flag=True, help="Continue the run that lies in the folder.")
+@click.option("--seed", type=int, help="Seed, in place of the recipe's.")
+@click.option("--table", type=FILE, help="A latency table of this target, instead of profiling.")
+@click.option("--pretrained", type=FILE, help="Starting weights (safetensors): segnas, or MobileNet-v2 of torchvision or timm.")
+@click.option("--device", default="cpu", show_default=True, help="Where to search and train: cpu or cuda.")
+@JSON
+def run(
+    recipe: str,
+    space: str | None,
+    name: str | None,
+    data_root: Path | None,
+    runtime: str | None,
+    budget_ms: float | None,
+    fps: float | None,
+    out: Path | None,
+    resume: bool,
+    seed: int | None,
+    table: Path | None,
+    pretrained: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Profile, search, derive, train, export, measure and report, in a row.
+
+    Example: segnas run --recipe camvid-cpu --data camvid --data-root "$SEGNAS_CAMVID" --budget-ms 8
+    """
+    if budget_ms is not None and fps is not None:
+        raise UsageError("--budget-ms and --fps were both given; give one of them")
+    from dataclasses import replace
+
+    from segnas.page import text_summary
+    from segnas.recipe import read_recipe
+    from segnas.run import Run, SilentScreen
+    from segnas.run import run as run_all
+    from segnas.screen import RichScreen
+
+    wanted = read_recipe(recipe)
+    data = wanted.data
+    if (name is not None and name != data.name) or data_root is not None:
+        data = replace(data, name=name or data.name, root=str(data_root or ""), streets=replace(data.streets, train=0, val=0))
+    budget = f"{budget_ms:g}ms" if budget_ms is not None else f"{fps:g}fps" if fps is not None else wanted.budget
+    wanted = replace(wanted, data=data, budget=budget, space=space or wanted.space, seed=wanted.seed if seed is None else seed)
+    wanted = replace(wanted, target=replace(wanted.target, runtime=runtime or wanted.target.runtime))
+    if not data.root and not data.streets.train:
+        raise UsageError(f"recipe {wanted.name} needs images: give their folder with --data-root")
+    folder = out or Path("runs") / wanted.name
+    screen = SilentScreen() if as_json else RichScreen()
+    report = run_all(Run(wanted, folder, screen, table_file=table, pretrained=pretrained, device=device), resume=resume)
+    click.echo((folder / "report.json").read_text() if as_json else f"{text_summary(report)}\n\nreport: {folder / 'report.html'}")
+
+
+@segnas.command()
+@JSON
+def doctor(as_json: bool) -> None:
+    """Say what this machine can do: devices, runtimes, packages, room."""
+    from segnas.doctor import examine
+
+    checks = examine()
+    if as_json:
+        click.echo(json.dumps([{"name": c.name, "found": c.found, "ok": c.ok, "advice": c.advice} for c in checks], indent=1))
+        return
+    for check in checks:
+        click.echo(f"{'ok ' if check.ok else '-- '} {check.name:<22} {check.found}{f'  ({check.advice})' if check.advice else ''}")
+
+
+@segnas.command()
+@JSON
+def recipes(as_json: bool) -> None:
+    """List the recipes that come with segnas."""
+    from segnas.recipe import read_recipe, recipe_names
+
+    rows = [(n, read_recipe(n)) for n in recipe_names()]
+    _print(
+        {n: {"space": r.space, "budget": r.budget, "data": r.data.name, "size": f"{r.target.height}x{r.target.width}"} for n, r in rows},
+        as_json,
+        [f"{n:<14} {r.space:<10} {r.data.name:<11} {r.target.height}x{r.target.width}  budget {r.budget}" for n, r in rows],
+    )
+
+
+@segnas.command()
+@click.option("--classes", type=click.IntRange(2), default=19, show_default=True)
+@JSON
+def spaces(classes: int, as_json: bool) -> None:
+    """List the search spaces and how many networks each holds."""
+    from segnas.search.spaces import SPACES
+
+    rows = {name: make(classes) for name, make in SPACES.items()}
+    found = {name: {"networks": str(space.count()), "decisions": len(space.decisions)} for name, space in rows.items()}
+    _print(found, as_json, [f"{name:<12} {len(space.decisions):>3} decisions, {space.count():.3g} networks" for name, space in rows.items()])
+
+
+@segnas.command()
+@click.argument("space")
+@SIZE
+@THREADS
+@click.option("--classes", type=click.IntRange(2), default=19, show_default=True, help="Classes of the dataset: the head's width.")
+@click.option("--networks", type=click.IntRange(0), default=10, show_default=True, help="Whole random networks that calibrate the sum.")
+@click.option("--out", type=FILE, required=True, help="The table, a .json file; an interrupted profile continues from its journal.")
+@SEED
+@JSON
+def profile(space: str, size: str, threads: int, classes: int, networks: int, out: Path, seed: int, as_json: bool) -> None:
+    """Measure a latency table of SPACE on this machine.
+
+    Example: segnas profile cas-fast --size 360x480 --classes 11 --out cas-fast.json
+    """
+    from segnas.runtime.onnxruntime_session import cpu_target
+    from segnas.screen import RichScreen
+    from segnas.search.spaces import space as named_space
+    from segnas.steps import SERVICES, make_table
+    from segnas.target import parse_size
+
+    wanted, target = named_space(space, classes), cpu_target(*parse_size(size), threads=threads)
+    with RichScreen().step(f"measuring the operations of {space}") as progress:
+        journal = out.with_suffix(".jsonl")
+        table = make_table(wanted, target, journal=journal, out=out, networks=networks, seed=seed, services=SERVICES, progress=progress)
+    found = {"table": str(out), "entries": len(table.entries), "scale": table.calibration.scale, "relative_sd": table.calibration.relative_sd}
+    line = f"{out}: {len(table.entries)} entries, scale {table.calibration.scale:.3f}, residual {table.calibration.relative_sd:.1%}; {target}"
+    _print(found, as_json, [line])
+
+
+@segnas.command()
+@click.argument("space")
+@click.option("--table", type=FILE, required=True, help="The space's latency table on the target.")
+@DATASET
+@ROOT
+@click.option("--split", default="train", show_default=True)
+@click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35.")
+@click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [search] section is the schedule.")
+@click.option("--out", type=FILE, required=True, help="Folder of the run; an interrupted search continues from its checkpoint.")
+@click.option("--device", default="cpu", show_default=True)
+@SEED
+@JSON
+def search(
+    space: str, table: Path, name: str, data_root: Path, split: str, budget: str, recipe: str, out: Path, device: str, seed: int, as_json: bool
+) -> None:
+    """Search SPACE under a latency budget.
+
+    Example: segnas search cas-fast --table cas-fast.json --data camvid --data-root "$SEGNAS_CAMVID" --budget 8ms --out runs/mine
+    """
+    from segnas.data import open_dataset
+    from segnas.latency_tables.store import load_table
+    from segnas.recipe import read_recipe
+    from segnas.screen import RichScreen
+    from segnas.search.budget import budget_ms
+    from segnas.search.spaces import space as named_space
+    from segnas.steps import search_space
+
+    dataset, prices, settings = open_dataset(name, data_root, split), load_table(table), read_recipe(recipe).search
+    wanted = named_space(space, len(dataset.labels.classes))
+    value = budget_ms(budget, wanted, prices, seed)
+    with RichScreen().step(f"searching {space}") as progress:
+        search_space(wanted, prices, dataset, settings, budget=value, out=out / "search.json", device=device, seed=seed, progress=progress)
+    _print({"search": str(out / "search.json"), "budget_ms": value}, as_json, [f"{out / 'search.json'}: {space} under {value:.3f} ms"])
+
+
+@segnas.command()
+@click.argument("run", type=FILE)
+@click.option("--space", required=True, help="The space that was searched.")
+@click.option("--classes", type=click.IntRange(2), default=19, show_default=True)
+@click.option("--table", type=FILE, required=True, help="The space's latency table on this machine.")
+@click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35.")
+@SEED
+@JSON
+def derive(run: Path, space: str, classes: int, table: Path, budget: str, seed: int, as_json: bool) -> None:
+    """Derive the network of RUN that meets the budget when it is measured here.
+
+    Example: segnas derive runs/mine --space cas-fast --classes 11 --table cas-fast.json --budget 8ms
+    """
+    from segnas.latency_tables.store import load_table
+    from segnas.screen import RichScreen
+    from segnas.search.budget import budget_ms
+    from segnas.search.spaces import space as named_space
+    from segnas.steps import SERVICES, derive_network, require_this_machine
+
+    wanted, prices = named_space(space, classes), load_table(table)
+    require_this_machine(prices)
+    value, out = budget_ms(budget, wanted, prices, seed), run / "arch.json"
+    with RichScreen().step("deriving the network and measuring it") as progress:
+        met = derive_network(wanted, run / "search.json", prices, value, out=out, seed=seed, services=SERVICES, progress=progress)
+    found = {"architecture": met.derived.architecture.digest, "measured_ms": met.measured_ms, "budget_ms": value}
+    _print(found, as_json, [f"{out}: {found['architecture']}, measured {met.measured_ms:.3f} ms of {value:.3f} ms"])
+
+
+@segnas.command()
+@click.option("--arch", type=FILE, required=True, help="Architecture, a JSON file.")
+@DATASET
+@ROOT
+@click.option("--split", default="train", show_default=True)
+@click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [train] section is the schedule.")
+@click.option("--steps", type=click.IntRange(1), help="Optimiser steps, in place of the recipe's.")
+@click.option("--out", type=FILE, required=True, help="The weights, a .safetensors file; an interrupted training continues from its checkpoint.")
+@click.option("--pretrained", type=FILE, help="Starting weights (safetensors).")
+@click.option("--device", default="cpu", show_default=True)
+@SEED
+@JSON
+def train(
+    arch: Path,
+    name: str,
+    data_root: Path,
+    split: str,
+    recipe: str,
+    steps: int | None,
+    out: Path,
+    pretrained: Path | None,
+    device: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train an architecture; under torchrun, on several processes.
+
+    Example: segnas train --arch arch.json --data camvid --data-root "$SEGNAS_CAMVID" --out weights.safetensors
+    """
+    from dataclasses import replace
+
+    from segnas.arch import Architecture
+    from segnas.data import open_dataset
+    from segnas.files import read_noun
+    from segnas.recipe import read_recipe
+    from segnas.screen import RichScreen
+    from segnas.steps import train_network
+
+    architecture, settings = read_noun(arch, Architecture), read_recipe(recipe).train
+    settings = settings if steps is None else replace(settings, steps=steps)
+    with RichScreen().step("training the network") as progress:
+        loss = train_network(
+            architecture, open_dataset(name, data_root, split), settings, out=out, pretrained=pretrained, device=device, seed=seed, progress=progress
+        )
+    _print(
+        {"weights": str(out), "architecture": architecture.digest, "loss": loss},
+        as_json,
+        [f"{out}: architecture {architecture.digest}, loss {loss:.3f}"],
+    )
+
+
+@segnas.command()
+@click.option("--arch", type=FILE, required=True, help="Architecture, a JSON file.")
+@click.option("--weights", type=FILE, required=True, help="Its weights, a .safetensors file.")
+@SIZE
+@THREADS
+@DATASET
+@ROOT
+@click.option("--split", default="val", show_default=True, help="Split whose first images prove the export.")
+@click.option("--output", type=click.Choice(["labels", "logits"]), default="labels", show_default=True, help="What the engine gives.")
+@click.option("--out", type=FILE, required=True, help="Folder for model.onnx and its manifest.")
+@JSON
+def export(arch: Path, weights: Path, size: str, threads: int, name: str, data_root: Path, split: str, output: str, out: Path, as_json: bool) -> None:
+    """Export to ONNX and prove that the file computes what PyTorch does."""
+    from segnas.arch import Architecture
+    from segnas.data import open_dataset
+    from segnas.files import plain, read_noun
+    from segnas.runtime.onnxruntime_session import cpu_target
+    from segnas.steps import export_engine, load_network
+    from segnas.target import parse_size
+
+    network, _ = load_network(read_noun(arch, Architecture), weights)
+    target = cpu_target(*parse_size(size), threads=threads, output_contract=output)
+    engine = export_engine(network, target, out, dataset=open_dataset(name, data_root, split))
+    parity = engine.parity
+    agreed = f"agreement {parity.argmax_agreement:.6f} over {parity.images} images" if parity else "parity: not run"
+    _print(plain(engine), as_json, [f"{out / engine.file}: {engine.bytes} bytes, sha256 {engine.sha256[:12]}, {agreed}"])
+
+
+@segnas.command()
+@click.argument("engine", type=FILE)
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="Least duration of the timing.")
+@click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
+@click.option("--data-root", type=FILE, help="Folder of the dataset; without it only the latency is measured.")
+@click.option("--split", default="val", show_default=True)
+@JSON
+def bench(engine: Path, seconds: float, name: str, data_root: Path | None, split: str, as_json: bool) -> None:
+    """Time an engine, and measure the mIoU of the same file.
+
+    Example: segnas bench runs/quickstart/model.onnx
+    """
+    from segnas.data import open_dataset
+    from segnas.files import plain
+    from segnas.screen import RichScreen
+    from segnas.steps import bench_engine, evaluate_engine
+
+    manifest, timing = bench_engine(engine, seconds=seconds)
+    lines = [
+        f"{manifest.target}",
+        f"median {timing.median_ms:.3f} ms ({timing.fps:.1f} FPS), p90 {timing.p90_ms:.3f}, p99 {timing.p99_ms:.3f} ms, {timing.scope}",
+    ]
+    lines += [f"warning: {warning}" for warning in timing.warnings]
+    found: dict[str, Any] = {"engine": plain(manifest), "timing": plain(timing)}
+    if data_root is not None:
+        with RichScreen().step("evaluating the engine") as progress:
+            accuracy = evaluate_engine(engine, open_dataset(name, data_root, split), progress=progress)
+        lines.append(f"mIoU {100 * accuracy.miou:.2f} % on {accuracy.images} images of {name} {split}")
+        found["accuracy"] = plain(accuracy)
+    _print(found, as_json, lines)
+
+
+@segnas.command()
+@click.argument("file", type=FILE)
+@JSON
+def show(file: Path, as_json: bool) -> None:
+    """Show a file of segnas: an architecture, a table, an engine's manifest, a report."""
+    from segnas.files import read_json
+    from segnas.show import lines_of
+
+    _print(read_json(file), as_json, [] if as_json else lines_of(file))
+
+
+@segnas.group()
+def data() -> None:
+    """Make or check a dataset."""
+
+
+@data.command("make")
+@click.option("--out", type=FILE, required=True, help="Folder to make.")
+@click.option("--size", default="512x1024", show_default=True, metavar="HxW")
+@click.option("--train", "train_count", type=click.IntRange(1), default=300, show_default=True)
+@click.option("--val", "val_count", type=click.IntRange(1), default=60, show_default=True)
+@SEED
+def make_data(out: Path, size: str, train_count: int, val_count: int, seed: int) -> None:
+    """Make synthetic streets in the genuine Cityscapes layout."""
+    from segnas.screen import RichScreen
+    from segnas.streets import write_streets
+    from segnas.target import parse_size
+
+    height, width = parse_size(size)
+    with RichScreen().step("making synthetic streets") as progress:
+        counts = {"train": train_count, "val": val_count}
+        write_streets(out, counts=counts, height=height, width=width, seed=seed, progress=lambda done, total: progress(done, total, ""))
+    click.echo(f"{out}: {train_count} train and {val_count} val images of {height}x{width}")
+
+
+@data.command("check")
+@DATASET
+@ROOT
+@JSON
+def check_data(name: str, data_root: Path, as_json: bool) -> None:
+    """Find missing pairs, wrong sizes and illegal labels, and say which files."""
+    from segnas.data import check_dataset
+
+    result = check_dataset(name, data_root)
+    rows = [f"{s.split:<8} {s.pairs} pairs, sizes {', '.join(f'{h}x{w}' for h, w in s.sizes) or 'none'}" for s in result.splits]
+    found = {"problems": list(result.problems), "splits": {s.split: s.pairs for s in result.splits}}
+    _print(found, as_json, [*rows, *result.problems, f"{len(result.problems)} problems"])
+    if result.problems:
+        raise InputError(f"{data_root} has {len(result.problems)} problems, listed above")
+
+
+def _print(found: object, as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo("\n".join(lines))
+    sys.stdout.flush()

@@ -1,0 +1,139 @@
+"""Recipes: a whole run as a TOML file, read into dataclasses; an unknown key is an error that lists the known ones."""
+
+import dataclasses
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from segnas.errors import InputError, UsageError
+from segnas.files import unplain
+from segnas.search.loop import SearchSettings
+from segnas.search.train import TrainSettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StreetSettings:
+    """Synthetic streets to be made before the run, in the genuine Cityscapes layout; sizes in pixels, counts in images."""
+
+    height: int = 128
+    width: int = 256
+    train: int = 0
+    val: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Where the images are. `root` may be empty where `streets` are made: they then lie in the run's folder."""
+
+    name: str = "cityscapes"
+    root: str = ""
+    train_split: str = "train"
+    eval_split: str = "val"
+    streets: StreetSettings = StreetSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSettings:
+    """What the network is deployed on; `height` and `width` are the engine's input."""
+
+    runtime: str = "onnxruntime"
+    height: int = 512
+    width: int = 1024
+    threads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSettings:
+    """How the latency table is measured; `networks` whole random networks calibrate it."""
+
+    networks: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that a run depends on."""
+
+    name: str
+    space: str
+    budget: str
+    seed: int = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    target: TargetSettings = field(default_factory=TargetSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that come with segnas."""
+    return tuple(
+        sorted(path.name.removesuffix(".toml") for path in resources.files("segnas").joinpath("recipes").iterdir() if path.name.endswith(".toml"))
+    )
+
+
+def read_recipe(name: str) -> Recipe:
+    """A recipe that comes with segnas, by name, or one of the user's, by path (it ends in .toml)."""
+    if name.endswith(".toml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe {name} cannot be read: {error}") from None
+    elif name in recipe_names():
+        text = resources.files("segnas").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise UsageError(f"recipe {name!r} was given; known recipes: {', '.join(recipe_names())}, or the path of a .toml file")
+    return recipe_from_toml(text, name)
+
+
+def recipe_from_toml(text: str, name: str) -> Recipe:
+    """The recipe that the text holds; `name` is what error messages call it."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {name} is no TOML: {error}") from None
+    return _filled(Recipe, table, f"recipe {name}", "")
+
+
+def flattened(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """Every setting as (dotted name, value), in order: the recipe as a report shows it."""
+
+    def walk(value: object, prefix: str) -> typing.Iterator[tuple[str, str]]:
+        for item in dataclasses.fields(cast(Any, value)):
+            inner = getattr(value, item.name)
+            if dataclasses.is_dataclass(inner):
+                yield from walk(inner, f"{prefix}{item.name}.")
+            else:
+                yield f"{prefix}{item.name}", "x".join(map(str, cast(tuple[object, ...], inner))) if isinstance(inner, tuple) else str(inner)
+
+    return tuple(walk(recipe, ""))
+
+
+def _filled(type_: type[T], given: dict[str, Any], where: str, prefix: str) -> T:
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, type_))}
+    hints = typing.get_type_hints(type_)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in fields:
+            raise UsageError(f"{where} has an unknown option {prefix}{key!s}; known here: {', '.join(prefix + known for known in fields)}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            values[key] = _filled(cast(type[Any], hints[key]), cast(dict[str, Any], value), where, f"{prefix}{key}.")
+        else:
+            values[key] = _value(hints[key], value, f"{where}: {prefix}{key}")
+    required = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    absent = [name for name in required if name not in values]
+    if absent:
+        raise UsageError(f"{where} lacks {', '.join(prefix + name for name in absent)}")
+    return type_(**values)
+
+
+def _value(hint: Any, value: object, where: str) -> Any:
+    try:
+        return unplain(hint, value, where)
+    except InputError as error:
+        raise UsageError(str(error)) from None

@@ -1,0 +1,305 @@
+"""`segnas run`: every step in a row, each reading files and writing files in one folder, resumable at every step.
+
+recipe.json -> [streets/] -> table.json -> budget.json -> search.json -> arch.json, derive.json -> weights.safetensors, weights.json
+            -> model.onnx, model.onnx.json -> timing.json, measured.json, accuracy.json, floors.json -> report.json, report.html
+"""
+
+import json
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from segnas.arch import Architecture
+from segnas.data import Dataset, open_dataset
+from segnas.errors import IncompatibleError, UsageError
+from segnas.files import plain, read_json, read_noun, unplain, write_noun, write_text
+from segnas.latency import LatencyTable
+from segnas.recipe import Recipe, flattened
+from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
+from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.runtime.session import open_session
+from segnas.search.budget import Measurement, budget_ms
+from segnas.search.space import Space
+from segnas.search.spaces import space as named_space
+from segnas.steps import (
+    SERVICES,
+    Found,
+    Progress,
+    Services,
+    bench_engine,
+    dataset_floors,
+    derive_network,
+    evaluate_engine,
+    examples,
+    export_engine,
+    load_network,
+    make_report,
+    make_table,
+    read_curves,
+    search_space,
+    train_network,
+    write_report,
+)
+from segnas.streets import write_streets
+from segnas.target import Target
+
+
+class Screen(Protocol):
+    """What the user sees while a run is under way."""
+
+    def step(self, title: str) -> AbstractContextManager[Progress]:
+        """A step with a progress bar; the callable takes done, total and a short text."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        ...
+
+
+class SilentScreen:
+    """A screen for tests and for `--json`."""
+
+    @contextmanager
+    def step(self, title: str) -> Generator[Progress]:
+        """Nothing is shown."""
+        yield lambda done, total, text="": None
+
+    def say(self, text: str) -> None:
+        """Nothing is shown."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's recipe, folder and surroundings; every product is a file whose presence says that its step is done."""
+
+    recipe: Recipe
+    folder: Path
+    screen: Screen
+    services: Services = SERVICES
+    table_file: Path | None = None
+    pretrained: Path | None = None
+    device: str = "cpu"
+
+    def dataset(self, split: str) -> Dataset:
+        """A split of the recipe's dataset."""
+        data = self.recipe.data
+        root = Path(data.root) if data.root else self.folder / "streets"
+        return open_dataset(data.name, root, split)
+
+    def target(self) -> Target:
+        """What is deployed on."""
+        wanted = self.recipe.target
+        if wanted.runtime != "onnxruntime":
+            raise UsageError(f"target runtime {wanted.runtime!r} was given; this version deploys on: onnxruntime (CPU)")
+        return cpu_target(wanted.height, wanted.width, threads=wanted.threads)
+
+    def space(self) -> Space:
+        """The recipe's space for the dataset's classes."""
+        return named_space(self.recipe.space, len(self.dataset(self.recipe.data.train_split).labels.classes))
+
+
+def run(work: Run, *, resume: bool = False) -> Report:
+    """All the steps; UsageError where the folder holds another run, or one that `resume` was not asked for."""
+    _claim(work, resume)
+    for step in (_streets, _profile, _budget, _search, _derive, _train, _export, _bench):
+        _timed(work, step)
+    return _report(work)
+
+
+def _claim(work: Run, resume: bool) -> None:
+    """Refuse bad input before anything is spent, then write down whose folder this is."""
+    path = work.folder / "recipe.json"
+    mine = {"recipe": dict(flattened(work.recipe)), "pretrained": str(work.pretrained or ""), "table": str(work.table_file or "")}
+    if path.is_file():
+        theirs = read_json(path)
+        if not resume:
+            raise UsageError(f"{work.folder} already holds a run; continue it with --resume or choose another --out")
+        if theirs != mine:
+            old, new = theirs.get("recipe", {}), mine["recipe"]
+            changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k)) if isinstance(new, dict) else []
+            raise IncompatibleError(
+                f"{work.folder} holds a run of another recipe (it differs in {', '.join(changed) or 'table or weights'}); choose another --out"
+            )
+        return
+    if work.folder.is_dir() and any(work.folder.iterdir()):
+        raise UsageError(f"{work.folder} is not empty and holds no run; choose another --out")
+    if not work.recipe.data.streets.train:
+        for split in (work.recipe.data.train_split, work.recipe.data.eval_split):
+            work.dataset(split)
+    work.target()
+    named_space(work.recipe.space, 2)
+    write_text(path, json.dumps(mine, indent=1) + "\n")
+
+
+def _timed(work: Run, step: Callable[[Run], None]) -> None:
+    """Run a step and add the seconds it took to those of earlier attempts."""
+    begun = time.monotonic()
+    try:
+        step(work)
+    finally:
+        path, name = work.folder / "seconds.json", step.__name__.removeprefix("_")
+        seconds: dict[str, Any] = read_json(path) if path.is_file() else {}
+        seconds[name] = round(float(seconds.get(name, 0.0)) + time.monotonic() - begun, 2)
+        write_text(path, json.dumps(seconds, indent=1) + "\n")
+
+
+def _streets(work: Run) -> None:
+    wanted = work.recipe.data.streets
+    if not wanted.train:
+        return
+    with work.screen.step("making synthetic streets") as progress:
+        counts = {work.recipe.data.train_split: wanted.train, work.recipe.data.eval_split: wanted.val}
+        write_streets(
+            work.folder / "streets",
+            counts=counts,
+            height=wanted.height,
+            width=wanted.width,
+            seed=wanted.seed,
+            progress=lambda done, total: progress(done, total, ""),
+        )
+
+
+def _profile(work: Run) -> None:
+    from segnas.latency_tables.store import load_table, save_table
+
+    out, space, target = work.folder / "table.json", work.space(), work.target()
+    if out.is_file():
+        return
+    if work.table_file is not None:
+        table = load_table(work.table_file)
+        table.require(target)
+        for operation in space.all_operations(target):
+            if not operation.is_free:
+                table.entry(operation)
+        save_table(out, table)
+        return
+    with work.screen.step(f"measuring the operations of {space.name} on {target.runtime}") as progress:
+        settings, journal = work.recipe.profile, work.folder / "table.jsonl"
+        make_table(
+            space, target, journal=journal, out=out, networks=settings.networks, seed=work.recipe.seed, services=work.services, progress=progress
+        )
+
+
+def _table(work: Run) -> LatencyTable:
+    from segnas.latency_tables.store import load_table
+
+    return load_table(work.folder / "table.json")
+
+
+def _budget(work: Run) -> None:
+    path, table = work.folder / "budget.json", _table(work)
+    if not path.is_file():
+        value = budget_ms(work.recipe.budget, work.space(), table, work.recipe.seed)
+        write_text(path, json.dumps({"asked": work.recipe.budget, "budget_ms": value}, indent=1) + "\n")
+    work.screen.say(f"budget {work.recipe.budget}: {read_json(path)['budget_ms']:.3f} ms on {table.target}")
+
+
+def _search(work: Run) -> None:
+    out = work.folder / "search.json"
+    if out.is_file():
+        return
+    recipe, budget = work.recipe, float(read_json(work.folder / "budget.json")["budget_ms"])
+    dataset = work.dataset(recipe.data.train_split)
+    with work.screen.step(f"searching {recipe.space}") as progress:
+        search_space(
+            work.space(), _table(work), dataset, recipe.search, budget=budget, out=out, device=work.device, seed=recipe.seed, progress=progress
+        )
+
+
+def _derive(work: Run) -> None:
+    out, budget = work.folder / "arch.json", float(read_json(work.folder / "budget.json")["budget_ms"])
+    if out.is_file():
+        return
+    with work.screen.step("deriving the network and measuring it") as progress:
+        met = derive_network(
+            work.space(), work.folder / "search.json", _table(work), budget, out=out, seed=work.recipe.seed, services=work.services, progress=progress
+        )
+    work.screen.say(f"network {met.derived.architecture.digest}: measured {met.measured_ms:.3f} ms of {budget:.3f} ms")
+
+
+def _train(work: Run) -> None:
+    out = work.folder / "weights.safetensors"
+    if out.is_file():
+        return
+    architecture, recipe = read_noun(work.folder / "arch.json", Architecture), work.recipe
+    dataset = work.dataset(recipe.data.train_split)
+    with work.screen.step("training the network") as progress:
+        train_network(
+            architecture, dataset, recipe.train, out=out, pretrained=work.pretrained, device=work.device, seed=recipe.seed, progress=progress
+        )
+
+
+def _export(work: Run) -> None:
+    if (work.folder / "model.onnx.json").is_file():
+        return
+    architecture = read_noun(work.folder / "arch.json", Architecture)
+    with work.screen.step("exporting to ONNX and checking parity"):
+        network, _ = load_network(architecture, work.folder / "weights.safetensors")
+        export_engine(network, _table(work).target, work.folder, dataset=work.dataset(work.recipe.data.eval_split))
+
+
+def _bench(work: Run) -> None:
+    folder, model = work.folder, work.folder / "model.onnx"
+    if not (folder / "timing.json").is_file():
+        with work.screen.step("timing the engine") as progress:
+            write_noun(folder / "timing.json", bench_engine(model, seconds=5.0, progress=progress)[1])
+    if not (folder / "measured.json").is_file():
+        with work.screen.step("measuring the engine against its budget"):
+            measured = work.services.measure_engine(model, read_noun(folder / "arch.json", Architecture), _table(work))
+        write_text(folder / "measured.json", json.dumps({"measured_ms": measured}, indent=1) + "\n")
+    evaluation = work.dataset(work.recipe.data.eval_split)
+    if not (folder / "accuracy.json").is_file():
+        with work.screen.step(f"evaluating the engine on {work.recipe.data.eval_split}") as progress:
+            write_noun(folder / "accuracy.json", evaluate_engine(model, evaluation, progress=progress))
+    if not (folder / "floors.json").is_file():
+        found = dataset_floors(work.dataset(work.recipe.data.train_split), evaluation)
+        write_text(folder / "floors.json", json.dumps({"floors": plain(found)}, indent=1) + "\n")
+
+
+def _report(work: Run) -> Report:
+    from segnas.figures import triptych
+
+    folder = work.folder
+    if (folder / "report.json").is_file():
+        return read_noun(folder / "report.json", Report)
+    architecture, table = read_noun(folder / "arch.json", Architecture), _table(work)
+    derived, asked = read_json(folder / "derive.json"), read_json(folder / "budget.json")
+    table = replace(table, calibration=replace(table.calibration, scale=float(derived["scale"])))
+    engine, timing = read_noun(folder / "model.onnx.json", Engine), read_noun(folder / "timing.json", Timing)
+    estimate = table.estimate(architecture)
+    measurements = unplain(tuple[Measurement, ...], derived["measurements"], "measurements")
+    found = Found(
+        name=work.recipe.name,
+        space=work.recipe.space,
+        method=f"alternating bilevel, first order, {work.recipe.search.sampler}",
+        architecture=architecture,
+        engine=engine,
+        budget=Budget(
+            asked["asked"],
+            asked["budget_ms"],
+            derived["predicted_ms"],
+            derived["low_ms"],
+            derived["high_ms"],
+            float(read_json(folder / "measured.json")["measured_ms"]),
+            tuple((m.digest, m.predicted_ms, m.measured_ms) for m in measurements),
+        ),
+        timing=timing,
+        accuracy=read_noun(folder / "accuracy.json", Accuracy),
+        floors=unplain(tuple[Floor, ...], read_json(folder / "floors.json")["floors"], "floors"),
+        estimate=estimate,
+        pretraining=load_network(architecture, folder / "weights.safetensors")[1],
+        recipe=flattened(work.recipe),
+        seconds=tuple((k, float(v)) for k, v in read_json(folder / "seconds.json").items()),
+        curves=(*read_curves(folder / "search.json"), *read_curves(folder / "weights.json")),
+    )
+    report = make_report(found)
+    session = open_session((folder / "model.onnx").read_bytes(), engine.target)
+    try:
+        shown = examples(session, work.dataset(work.recipe.data.eval_split), 4)
+    finally:
+        session.close()
+    write_report(report, folder, [(name, triptych(*images)) for name, *images in shown], estimate)
+    return report

@@ -1,0 +1,78 @@
+"""A file of segnas in about ten lines."""
+
+from collections import Counter
+from pathlib import Path
+
+from segnas.arch import Architecture
+from segnas.cost import network_cost
+from segnas.errors import InputError
+from segnas.files import read_json, read_noun
+from segnas.report import Accuracy, Engine, Report, Timing
+
+
+def lines_of(file: Path) -> list[str]:
+    """What the file holds; InputError where it is none of segnas's."""
+    schema = str(read_json(file).get("schema", "")).partition("/")[0]
+    match schema:
+        case "segnas.architecture":
+            return _architecture(read_noun(file, Architecture))
+        case "segnas.engine":
+            return _engine(read_noun(file, Engine))
+        case "segnas.latency_table":
+            return _table(file)
+        case "segnas.report":
+            from segnas.page import text_summary
+
+            return [text_summary(read_noun(file, Report))]
+        case "segnas.timing":
+            timing = read_noun(file, Timing)
+            return [f"median {timing.median_ms:.3f} ms ({timing.fps:.1f} FPS), {timing.runs} runs, {timing.scope}"]
+        case "segnas.accuracy":
+            accuracy = read_noun(file, Accuracy)
+            return [f"mIoU {100 * accuracy.miou:.2f} %, {accuracy.images} images of {accuracy.dataset} {accuracy.split}"]
+        case _:
+            raise InputError(
+                f"{file} has schema {schema or 'none'!r}; shown are architectures, tables, engines, timings, accuracies and reports of segnas"
+            )
+
+
+def _architecture(architecture: Architecture) -> list[str]:
+    ops = Counter(node.op for node in architecture.nodes[1:])
+    size = 2 ** max(architecture.levels) * 16
+    cost = network_cost(architecture, size, 2 * size)
+    levels = architecture.levels
+    nodes = [
+        f"{index:>4} 1/{2 ** levels[index]:<3} {node.channels:>4} ch  {node.kind!s:<40} <- {', '.join(map(str, node.inputs)):<8} {node.label}"
+        for index, node in enumerate(architecture.nodes)
+    ]
+    return [
+        f"architecture {architecture.digest}: {len(architecture.nodes)} nodes, {architecture.classes} classes",
+        f"{cost.parameters / 1e6:.2f} M parameters, {cost.macs / 1e9:.2f} G multiply-accumulates at {size}x{2 * size}",
+        ", ".join(f"{count} {op}" for op, count in ops.most_common()),
+        *nodes,
+    ]
+
+
+def _engine(engine: Engine) -> list[str]:
+    parity = engine.parity
+    return [
+        f"engine {engine.file} ({engine.kind}), {engine.bytes} bytes, sha256 {engine.sha256}",
+        f"target: {engine.target}; {engine.target.input_contract} -> {engine.target.output_contract}",
+        f"architecture {engine.architecture}, weights {engine.weights_sha256[:12]}",
+        f"classes: {', '.join(engine.classes)}",
+        f"parity with {parity.reference}: {'passed' if parity.passed else 'FAILED'}, agreement {parity.argmax_agreement:.6f}"
+        if parity
+        else "parity: not run",
+    ]
+
+
+def _table(file: Path) -> list[str]:
+    from segnas.latency_tables.store import load_table
+
+    table = load_table(file)
+    head = [
+        f"latency table of {table.space}: {len(table.entries)} entries on {table.target}",
+        f"scale {table.calibration.scale:.3f} from {len(table.calibration.probes)} networks, residual {table.calibration.relative_sd:.1%}",
+    ]
+    rows = [f"{e.median_ms:9.4f} ms  +-{50 * e.spread:4.1f} %  {e.kind:<8} {e.operation}" for e in sorted(table.entries, key=lambda e: -e.median_ms)]
+    return head + rows

@@ -1,0 +1,379 @@
+"""Each verb as a function from files and nouns to files and nouns: the place where the four parts are joined."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segnas import __version__
+from segnas.arch import Architecture, canonical_json
+from segnas.cost import network_cost
+from segnas.data import Dataset, normalise
+from segnas.errors import IncompatibleError
+from segnas.export.graph import graph_sha256, onnx_from_network
+from segnas.export.manifest import read_engine, versions, write_engine
+from segnas.export.parity import parity
+from segnas.export.templates import templates
+from segnas.files import plain, read_json, unplain, write_noun, write_text
+from segnas.latency import Estimate, LatencyTable, Prepare, Timed
+from segnas.latency_tables.compose import calibrate, reference_ms
+from segnas.latency_tables.measure import measure
+from segnas.latency_tables.probes import designs, probe_operations
+from segnas.latency_tables.profile import profile
+from segnas.latency_tables.store import save_table
+from segnas.measurements import MeasurementJournal
+from segnas.metrics import floors
+from segnas.network import Network, initialised, weights_digest
+from segnas.report import Accuracy, Budget, Curve, Engine, Floor, Report, Share, Timing
+from segnas.runtime.bench import bench
+from segnas.runtime.evaluate import evaluate
+from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.runtime.session import Session, open_session
+from segnas.search.budget import Met, meet_budget
+from segnas.search.checkpoint import load_tensors, save_tensors
+from segnas.search.loop import SearchSettings, search
+from segnas.search.pretrained import pretrained_weights
+from segnas.search.space import Space
+from segnas.search.train import TrainSettings, train
+from segnas.target import Target
+
+Progress = Callable[[int, int, str], None]
+Bytes = NDArray[np.uint8]
+PARITY_IMAGES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What is measured with: opening a network for timing, timing a whole one, and timing an engine as shipped, in ms. Tests give others."""
+
+    prepare: Prepare
+    measure: Callable[[Architecture, LatencyTable], float]
+    measure_engine: Callable[[Path, Architecture, LatencyTable], float]
+
+
+def prepare_probe(architecture: Architecture, target: Target) -> Timed:
+    """Export with random weights and open on the target's runtime."""
+    return open_session(onnx_from_network(initialised(architecture, 0).eval(), target), target)
+
+
+def measure_network(architecture: Architecture, table: LatencyTable) -> float:
+    """The sentinel-normalised latency of one network on the table's target, in ms."""
+    return measure(architecture, table.target, prepare=prepare_probe, sentinel_ref_ms=reference_ms(table)).median_ms
+
+
+def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) -> float:
+    """The sentinel-normalised latency of an engine's own file, in ms; `architecture` is what it was exported from."""
+    _, artefact = read_engine(path)
+
+    def prepare(wanted: Architecture, target: Target) -> Timed:
+        return open_session(artefact, target) if wanted == architecture else prepare_probe(wanted, target)
+
+    return measure(architecture, table.target, prepare=prepare, sentinel_ref_ms=reference_ms(table)).median_ms
+
+
+SERVICES = Services(prepare_probe, measure_network, measure_engine)
+
+
+def make_table(
+    space: Space, target: Target, *, journal: Path, out: Path, networks: int, seed: int, services: Services, progress: Progress
+) -> LatencyTable:
+    """Measure every operation that the space can need, calibrate the sum on random networks, and write the table."""
+    provenance = {**dict(versions()), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    operations = space.all_operations(target)
+    needed = (*operations, *probe_operations(designs(operations, target)))
+    templates(needed, batch=target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
+    table = profile(
+        space.name,
+        operations,
+        target,
+        prepare=services.prepare,
+        graph_sha256=graph_sha256,
+        journal=journal,
+        provenance=provenance,
+        progress=lambda done, total, operation: progress(done, total, str(operation.kind)),
+        seed=seed,
+    )
+    rng = Random(seed + 1)
+    drawn = [space.decode(space.random(rng)).architecture for _ in range(networks)]
+    progress(len(operations), len(operations), f"calibrating on {networks} networks")
+    table = calibrate(table, drawn, prepare=services.prepare, seed=seed) if networks else table
+    save_table(out, table)
+    return table
+
+
+def search_space(
+    space: Space,
+    table: LatencyTable,
+    dataset: Dataset,
+    settings: SearchSettings,
+    *,
+    budget: float,
+    out: Path,
+    device: str,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Search under a budget in ms and write the probabilities of every decision and the curves; the checkpoint lies beside `out`."""
+    checkpoint = out.with_suffix(".checkpoint.safetensors")
+    found = search(space, table, dataset, settings, budget_ms=budget, seed=seed, checkpoint=checkpoint, device=device, progress=progress)
+    write_curves(out, found.curves, space=space.name, probabilities={name: list(p) for name, p in found.probabilities.items()})
+
+
+def derive_network(
+    space: Space, searched: Path, table: LatencyTable, budget: float, *, out: Path, seed: int, services: Services, progress: Progress
+) -> Met:
+    """The network that meets the budget when measured, as `out`; what was measured lies beside it in `derive.json` and `measurements.jsonl`."""
+    content = read_json(searched)
+    if content.get("space") != space.name:
+        raise IncompatibleError(f"{searched} is a search of {content.get('space')!r}; {space.name!r} is asked for")
+    scores = {name: tuple(math.log(max(p, 1e-12)) for p in options) for name, options in content["probabilities"].items()}
+    journal = MeasurementJournal(out.with_name("measurements.jsonl"), lambda architecture: services.measure(architecture, table))
+    met = meet_budget(
+        space, scores, table, budget, measure=journal.measure, seed=seed, on_measured=lambda m: progress(0, 0, f"{m.measured_ms:.3f} ms")
+    )
+    estimate = met.table.estimate(met.derived.architecture)
+    found = {
+        "genotype": met.genotype,
+        "measured_ms": met.measured_ms,
+        "scale": met.table.calibration.scale,
+        "predicted_ms": estimate.total_ms,
+        "low_ms": estimate.low_ms,
+        "high_ms": estimate.high_ms,
+        "measurements": [plain(m) for m in met.measurements],
+    }
+    write_text(out.with_name("derive.json"), json.dumps(found, indent=1) + "\n")
+    write_noun(out, met.derived.architecture)
+    return met
+
+
+def require_this_machine(table: LatencyTable) -> None:
+    """Refuse a table that was not measured on this machine with these versions; IncompatibleError names the fields that differ."""
+    target = table.target
+    table.require(cpu_target(target.height, target.width, threads=target.threads, output_contract=target.output_contract))
+
+
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor], architecture: Architecture, pretraining: str) -> None:
+    """The weights with the digest of their architecture and what they were pretrained on."""
+    save_tensors(path, weights, {"architecture": architecture.digest, "pretraining": pretraining})
+
+
+def load_network(architecture: Architecture, path: Path) -> tuple[Network, str]:
+    """The network with these weights, in evaluation mode, and what it was pretrained on; IncompatibleError for weights of another architecture."""
+    tensors, state = load_tensors(path)
+    if state.get("architecture") != architecture.digest:
+        raise IncompatibleError(
+            f"{path} holds weights of architecture {state.get('architecture')}; {architecture.digest} is asked for: train it with `segnas train`"
+        )
+    network = Network(architecture)
+    network.load_state_dict(tensors)
+    return network.eval(), str(state.get("pretraining", "none"))
+
+
+def train_network(
+    architecture: Architecture,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    out: Path,
+    pretrained: Path | None,
+    device: str,
+    seed: int,
+    progress: Progress,
+) -> float:
+    """Train and write `out`, with the checkpoint beside it; under torchrun the processes share each batch and the first one writes. The last loss."""
+    start, pretraining = (None, "none") if pretrained is None else pretrained_weights(architecture, pretrained)
+    checkpoint = out.with_suffix(".checkpoint.safetensors")
+    with process_group() as rank:
+        trained = train(architecture, dataset, settings, seed=seed, checkpoint=checkpoint, device=device, start=start, progress=progress)
+    if rank == 0:
+        save_weights(out, trained.weights, architecture, pretraining)
+        write_curves(out.with_suffix(".json"), trained.curves)
+    return trained.curves[0].values[-1]
+
+
+@contextmanager
+def process_group() -> Generator[int]:
+    """Join the processes that torchrun started, if it did; the rank of this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield 0
+        return
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield torch.distributed.get_rank()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def export_engine(network: Network, target: Target, folder: Path, *, dataset: Dataset) -> Engine:
+    """Write `model.onnx` and its manifest; parity with PyTorch on real images of the dataset decides whether it stands."""
+    architecture = network.architecture.require_segmentation()
+    classes = tuple(label.name for label in dataset.labels.classes)
+    if len(classes) != architecture.classes:
+        raise IncompatibleError(f"the architecture has {architecture.classes} classes, {dataset.name} has {len(classes)}")
+    digest = weights_digest(network.state_dict())
+    metadata = {"classes": ",".join(classes), "architecture": architecture.digest, "weights_sha256": digest, "tool": f"segnas {__version__}"}
+    content = onnx_from_network(network, target, metadata=metadata)
+    images = parity_images(dataset, target)
+
+    def reference(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return network(torch.from_numpy(image)).numpy()
+
+    session = open_session(content, target)
+    try:
+        result = parity(reference, session.run, images, output_contract=target.output_contract, reference_name=f"torch {torch.__version__}")
+    finally:
+        session.close()
+    return write_engine(
+        folder, content, target=target, architecture=architecture, weights_sha256=digest, classes=classes, parity=result, versions=versions()
+    )
+
+
+def parity_images(dataset: Dataset, target: Target) -> list[NDArray[np.float32]]:
+    """The first images of the dataset at the target's size, normalised, each (1, 3, H, W)."""
+    import cv2
+
+    images: list[NDArray[np.float32]] = []
+    for index in range(min(PARITY_IMAGES, len(dataset))):
+        image, _ = dataset.read(index)
+        resized = cv2.resize(image, (target.width, target.height), interpolation=cv2.INTER_LINEAR)
+        images.append(normalise(np.asarray(resized, np.uint8)[None]))
+    return images
+
+
+def bench_engine(path: Path, *, seconds: float, progress: Progress | None = None) -> tuple[Engine, Timing]:
+    """Time the engine as shipped, on the target of its manifest."""
+    engine, artefact = read_engine(path)
+
+    def told(share: float) -> None:
+        if progress:
+            progress(round(100 * share), 100, "")
+
+    session = open_session(artefact.read_bytes(), engine.target)
+    try:
+        return engine, bench(session, scope=engine.target.scope, min_seconds=seconds, progress=told)
+    finally:
+        session.close()
+
+
+def evaluate_engine(path: Path, dataset: Dataset, *, progress: Progress | None = None) -> Accuracy:
+    """Mean IoU of the engine as shipped on every image of the dataset."""
+    engine, artefact = read_engine(path)
+    expected = tuple(label.name for label in dataset.labels.classes)
+    if engine.classes != expected:
+        raise IncompatibleError(f"{path} has classes {', '.join(engine.classes)}; {dataset.name} has {', '.join(expected)}")
+    session = open_session(artefact.read_bytes(), engine.target)
+    try:
+        return evaluate(session, dataset, progress=None if progress is None else lambda done, total: progress(done, total, ""))
+    finally:
+        session.close()
+
+
+def dataset_floors(train: Dataset, evaluation: Dataset) -> tuple[Floor, ...]:
+    """Mean IoU of the two predictors that never look at an image."""
+
+    def truths(dataset: Dataset) -> Iterable[Bytes]:
+        return (dataset.read(i)[1] for i in range(len(dataset)))
+
+    result = floors(evaluation.labels, truths(train), truths(evaluation))
+    return (Floor("majority class", result.majority.miou or 0.0), Floor("most common class at each position", result.position.miou or 0.0))
+
+
+def shares(estimate: Estimate) -> tuple[Share, ...]:
+    """Where the predicted milliseconds go: operations of the same kind together, the dearest first."""
+    sums: dict[str, tuple[int, float]] = {}
+    for operation, ms in estimate.per_operation:
+        if ms > 0:
+            name = f"{operation.kind}{f'/{operation.stride}' if operation.stride > 1 else ''} at {operation.output.height}x{operation.output.width}"
+            count, total = sums.get(name, (0, 0.0))
+            sums[name] = (count + 1, total + ms)
+    return tuple(Share(name, count, total) for name, (count, total) in sorted(sums.items(), key=lambda item: -item[1][1]))
+
+
+def examples(session: Session, dataset: Dataset, count: int) -> list[tuple[str, Bytes, Bytes, Bytes]]:
+    """Some images with their names, and ground truth and prediction in colours: (name, image, truth, prediction), spread over the dataset."""
+    import cv2
+
+    chosen = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(min(count, len(dataset)))]
+    results: list[tuple[str, Bytes, Bytes, Bytes]] = []
+    for index in chosen:
+        image, ids = dataset.read(index)
+        height, width = session.specification.input.shape[2:]
+        resized = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+        labels = session.run(normalise(resized[None]))[0].astype(np.uint8)
+        enlarged = np.asarray(cv2.resize(labels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST), np.uint8)
+        truth = dataset.labels.colours(dataset.labels.train_ids(ids))
+        results.append((dataset.samples[index].name, image, truth, dataset.labels.colours(enlarged)))
+    return results
+
+
+def write_curves(path: Path, curves: Sequence[Curve], **extra: object) -> None:
+    """Curves and whatever else a step found, as JSON."""
+    write_text(path, canonical_json({"curves": plain(tuple(curves)), **extra}) + "\n")
+
+
+def read_curves(path: Path) -> tuple[Curve, ...]:
+    """The curves that `write_curves` wrote."""
+    return unplain(tuple[Curve, ...], read_json(path).get("curves"), "curves")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the earlier steps found, all that a report is made of."""
+
+    name: str
+    space: str
+    method: str
+    architecture: Architecture
+    engine: Engine
+    budget: Budget
+    timing: Timing
+    accuracy: Accuracy
+    floors: tuple[Floor, ...]
+    estimate: Estimate
+    pretraining: str
+    recipe: tuple[tuple[str, str], ...]
+    seconds: tuple[tuple[str, float], ...]
+    curves: tuple[Curve, ...]
+
+
+def make_report(found: Found) -> Report:
+    """The report of a finished run."""
+    target = found.engine.target
+    return Report(
+        name=found.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        space=found.space,
+        method=found.method,
+        architecture=found.architecture,
+        architecture_digest=found.architecture.digest,
+        engine=found.engine,
+        budget=found.budget,
+        timing=found.timing,
+        accuracy=found.accuracy,
+        floors=found.floors,
+        cost=network_cost(found.architecture, target.height, target.width),
+        shares=shares(found.estimate),
+        pretraining=found.pretraining,
+        recipe=found.recipe,
+        seconds=found.seconds,
+        versions=versions(),
+        curves=found.curves,
+    )
+
+
+def write_report(report: Report, folder: Path, pictures: Sequence[tuple[str, bytes]], estimate: Estimate) -> None:
+    """`report.json` and `report.html`."""
+    from segnas.page import page
+
+    write_text(folder / "report.html", page(report, pictures=pictures, prices=dict(estimate.per_operation)))
+    write_noun(folder / "report.json", report)
