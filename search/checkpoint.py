@@ -3,22 +3,21 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from segnas.errors import InputError
-from segnas.files import atomic_path
+from segnas.files import write_bytes
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
     """Write tensors and state; equal content gives equal bytes."""
     contiguous = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={"state": json.dumps(state or {}, sort_keys=True)})
+    write_bytes(path, save(contiguous, metadata={"state": json.dumps(state or {}, sort_keys=True)}))  # save_file would hide why a disk refused
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -32,9 +31,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is no complete safetensors file: {error}") from None
     try:
-        return tensors, json.loads(metadata.get("state", "{}"))
+        state: object = json.loads(metadata.get("state", "{}"))
     except json.JSONDecodeError:
-        return tensors, {}  # a file of another tool, which uses the name for something else
+        state = None  # a file of another tool, which uses the name for something else
+    return tensors, cast(dict[str, Any], state) if isinstance(state, dict) else {}
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The search: weights on one half of the training images, decisions on the other, in turn, under a latency term (CAS; DARTS, algorithm 1)."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -100,7 +101,7 @@ def search(
         "budget_ms": budget_ms,
         "settings": _plain(settings),
     }
-    identity["table"] = {"target": str(table.target), "scale": table.calibration.scale, "entries": len(table.entries)}
+    identity["table"] = {"target": str(table.target), "scale": table.calibration.scale, "prices": _prices_digest(table)}
     if checkpoint.is_file():
         run.restore(checkpoint, identity)
     first, second = halves(len(dataset), seed)
@@ -239,7 +240,7 @@ class _Run:
             "random": self.random.get_state(),
         }
         version, words, gauss = self.draws.getstate()
-        curves = {name: [steps, values] for name, (steps, values) in self.curves.items()}
+        curves = [[name, steps, values] for name, (steps, values) in self.curves.items()]  # a list: JSON objects are written sorted
         decoded = None if math.isnan(self.decoded_ms) else self.decoded_ms
         state = {"identity": identity, "step": self.step, "multiplier": self.term.multiplier, "curves": curves, "decoded_ms": decoded}
         save_tensors(path, tensors, {**state, "draws": [version, list(words), gauss]})
@@ -261,7 +262,7 @@ class _Run:
         self.draws.setstate((version, tuple(words), gauss))
         self.step, self.term.multiplier = int(state["step"]), float(state["multiplier"])
         self.decoded_ms = math.nan if state["decoded_ms"] is None else float(state["decoded_ms"])
-        self.curves = {name: (list(steps), list(values)) for name, (steps, values) in state["curves"].items()}
+        self.curves = {name: (list(steps), list(values)) for name, steps, values in state["curves"]}
 
 
 def _stream(
@@ -277,6 +278,12 @@ def _stream(
         ):
             yield batch
             done += 1
+
+
+def _prices_digest(table: LatencyTable) -> str:
+    """The first 16 digits of the sha256 of all that the table says about milliseconds."""
+    lines = sorted(f"{entry.operation.digest} {entry.median_ms!r}" for entry in table.entries)
+    return hashlib.sha256("\n".join([f"overhead {table.overhead_ms!r}", *lines]).encode()).hexdigest()[:16]
 
 
 def _freeze_normalisation(supernet: nn.Module) -> None:

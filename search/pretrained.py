@@ -25,11 +25,24 @@ def pretrained_weights(architecture: Architecture, path: Path) -> tuple[dict[str
         if state["architecture"] != architecture.digest:
             raise IncompatibleError(f"{path} holds weights of architecture {state['architecture']}; this one is {architecture.digest}")
         return tensors, f"segnas weights {path.name} of the same architecture, themselves pretrained on: {state.get('pretraining', 'none')}"
+    source, pairs = _convention(tensors, path)
+    found = _renamed(tensors, pairs, architecture, path)
+    return found, f"MobileNet-v2 backbone from {path.name} ({source} names, {len(found)} tensors)"
+
+
+def require_known(path: Path) -> None:
+    """InputError where the file holds no weights of a known kind: asked before time is spent on finding the architecture that is to take them."""
+    tensors, state = load_tensors(path)
+    if "architecture" not in state:
+        _convention(tensors, path)
+
+
+def _convention(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, list[Pair]]:
+    """Whose names a MobileNet-v2's tensors carry, and its units under them; InputError where it is none."""
     for source, pairs in (("torchvision", _torchvision_pairs()), ("timm", _timm_pairs())):
         if all(f"{convolution}.weight" in tensors for convolution, _ in pairs):
-            found = _renamed(tensors, pairs, architecture, path)
-            return found, f"MobileNet-v2 backbone from {path.name} ({source} names, {len(found)} tensors)"
-    shown = ", ".join(sorted(tensors)[:3])
+            return source, pairs
+    shown = ", ".join(sorted(tensors)[:3]) or "nothing"
     raise InputError(f"{path} holds {shown}, ...; known are weights of segnas, and MobileNet-v2 as torchvision or timm (mobilenetv2_100) name it")
 
 

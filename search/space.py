@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, cast
 
 from segnas import files
-from segnas.arch import Node, Operation, Shape, argmax_operation, size_at
+from segnas.arch import Node, Operation, Shape, argmax_operation, require_size, size_at
 from segnas.errors import InputError
 from segnas.kinds import Kind
 from segnas.search import rules as ruling
@@ -167,7 +167,11 @@ class Space:
         return slot.kinds[0 if slot.decision is None else genotype[slot.decision]]
 
     def operations(self, height: int, width: int) -> tuple[SlotOperations, ...]:
-        """What each slot may cost at that input size, by slot; `none` stands for an absent operation and is free."""
+        """What each slot may cost at that input size, by slot; `none` stands for an absent operation and is free.
+
+        InputError where the image is smaller than the deepest slot's stride.
+        """
+        require_size(self.levels, height, width)
         return tuple(self._slot_operations(index, height, width) for index in range(len(self.slots)))
 
     def all_operations(self, target: Target) -> tuple[Operation, ...]:

@@ -7,7 +7,7 @@ size. So a resize names a level, never a number of pixels.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -131,9 +131,7 @@ class Architecture:
         Raises InputError where the image is smaller than the deepest feature's stride.
         """
         levels = self.levels
-        least = 2 ** max(levels)
-        if min(height, width) < least:
-            raise InputError(f"input size {height}x{width} is too small: this network shrinks by {least}, so at least {least}x{least} is needed")
+        require_size(levels, height, width)
         shapes = [Shape(node.channels, *size_at(level, height, width)) for node, level in zip(self.nodes, levels, strict=True)]
         return tuple(Operation(node.kind, node.stride, tuple(shapes[i] for i in node.inputs), shapes[index]) for index, node in enumerate(self.nodes))
 
@@ -141,6 +139,13 @@ class Architecture:
 def size_at(level: int, height: int, width: int) -> tuple[int, int]:
     """Height and width of a feature at that level: ceil(n / 2^level)."""
     return -(-height // 2**level), -(-width // 2**level)
+
+
+def require_size(levels: Iterable[int], height: int, width: int) -> None:
+    """InputError where an input of that size is smaller than the stride of the deepest of these levels."""
+    least = 2 ** max(levels)
+    if min(height, width) < least:
+        raise InputError(f"input size {height}x{width} is too small: this network shrinks by {least}, so at least {least}x{least} is needed")
 
 
 def argmax_operation(logits: Shape) -> Operation:

@@ -17,8 +17,10 @@ FILE = click.Path(path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 THREADS = click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Intra-op threads of the runtime.")
 SIZE = click.option("--size", required=True, metavar="HxW", help="Size of the engine's input, HEIGHTxWIDTH.")
-SEED = click.option("--seed", type=int, default=0, show_default=True, help="Every random draw follows from it.")
+SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Every random draw follows from it.")
 DATASET = click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
+CLASSES = click.option("--classes", type=click.IntRange(2, 256), default=19, show_default=True, help="Classes of the dataset: the head's width.")
+DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to search and train: cpu or cuda.")
 ROOT = click.option("--data-root", type=FILE, required=True, help="Folder of the dataset.")
 
 
@@ -37,14 +39,14 @@ def segnas() -> None:
 @click.option("--data", "name", help="Dataset, in place of the recipe's: cityscapes or camvid.")
 @click.option("--data-root", type=FILE, help="Folder of the dataset.")
 @click.option("--target", "runtime", help="Runtime to deploy on, in place of the recipe's.")
-@click.option("--budget-ms", type=float, help="Latency budget in milliseconds.")
+@click.option("--budget-ms", type=float, metavar="MS", help="Latency budget in milliseconds.")
 @click.option("--fps", type=float, help="Frame rate to reach, instead of --budget-ms.")
 @click.option("--out", type=FILE, help="Folder of the run.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Continue the run that lies in the folder.")
-@click.option("--seed", type=int, help="Seed, in place of the recipe's.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed, in place of the recipe's.")
 @click.option("--table", type=FILE, help="A latency table of this target, instead of profiling.")
 @click.option("--pretrained", type=FILE, help="Starting weights (safetensors): segnas, or MobileNet-v2 of torchvision or timm.")
-@click.option("--device", default="cpu", show_default=True, help="Where to search and train: cpu or cuda.")
+@DEVICE
 @JSON
 def run(
     recipe: str,
@@ -120,7 +122,7 @@ def recipes(as_json: bool) -> None:
 
 
 @segnas.command()
-@click.option("--classes", type=click.IntRange(2), default=19, show_default=True)
+@CLASSES
 @JSON
 def spaces(classes: int, as_json: bool) -> None:
     """List the search spaces and how many networks each holds."""
@@ -135,7 +137,7 @@ def spaces(classes: int, as_json: bool) -> None:
 @click.argument("space")
 @SIZE
 @THREADS
-@click.option("--classes", type=click.IntRange(2), default=19, show_default=True, help="Classes of the dataset: the head's width.")
+@CLASSES
 @click.option("--networks", type=click.IntRange(0), default=10, show_default=True, help="Whole random networks that calibrate the sum.")
 @click.option("--out", type=FILE, required=True, help="The table, a .json file; an interrupted profile continues from its journal.")
 @SEED
@@ -151,6 +153,7 @@ def profile(space: str, size: str, threads: int, classes: int, networks: int, ou
     from segnas.steps import SERVICES, make_table
     from segnas.target import parse_size
 
+    _require_suffix(out, ".json")
     wanted, target = named_space(space, classes), cpu_target(*parse_size(size), threads=threads)
     with RichScreen().step(f"measuring the operations of {space}") as progress:
         journal = out.with_suffix(".jsonl")
@@ -165,11 +168,11 @@ def profile(space: str, size: str, threads: int, classes: int, networks: int, ou
 @click.option("--table", type=FILE, required=True, help="The space's latency table on the target.")
 @DATASET
 @ROOT
-@click.option("--split", default="train", show_default=True)
+@click.option("--split", default="train", show_default=True, help="Split that is learned from.")
 @click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35.")
 @click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [search] section is the schedule.")
 @click.option("--out", type=FILE, required=True, help="Folder of the run; an interrupted search continues from its checkpoint.")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @SEED
 @JSON
 def search(
@@ -198,7 +201,7 @@ def search(
 @segnas.command()
 @click.argument("run", type=FILE)
 @click.option("--space", required=True, help="The space that was searched.")
-@click.option("--classes", type=click.IntRange(2), default=19, show_default=True)
+@CLASSES
 @click.option("--table", type=FILE, required=True, help="The space's latency table on this machine.")
 @click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35.")
 @SEED
@@ -227,12 +230,12 @@ def derive(run: Path, space: str, classes: int, table: Path, budget: str, seed: 
 @click.option("--arch", type=FILE, required=True, help="Architecture, a JSON file.")
 @DATASET
 @ROOT
-@click.option("--split", default="train", show_default=True)
+@click.option("--split", default="train", show_default=True, help="Split that is learned from.")
 @click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [train] section is the schedule.")
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps, in place of the recipe's.")
 @click.option("--out", type=FILE, required=True, help="The weights, a .safetensors file; an interrupted training continues from its checkpoint.")
 @click.option("--pretrained", type=FILE, help="Starting weights (safetensors).")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @SEED
 @JSON
 def train(
@@ -261,6 +264,7 @@ def train(
     from segnas.screen import RichScreen
     from segnas.steps import train_network
 
+    _require_suffix(out, ".safetensors")
     architecture, settings = read_noun(arch, Architecture), read_recipe(recipe).train
     settings = settings if steps is None else replace(settings, steps=steps)
     with RichScreen().step("training the network") as progress:
@@ -294,8 +298,8 @@ def export(arch: Path, weights: Path, size: str, threads: int, name: str, data_r
     from segnas.steps import export_engine, load_network
     from segnas.target import parse_size
 
-    network, _ = load_network(read_noun(arch, Architecture), weights)
     target = cpu_target(*parse_size(size), threads=threads, output_contract=output)
+    network, _ = load_network(read_noun(arch, Architecture), weights)
     engine = export_engine(network, target, out, dataset=open_dataset(name, data_root, split))
     parity = engine.parity
     agreed = f"agreement {parity.argmax_agreement:.6f} over {parity.images} images" if parity else "parity: not run"
@@ -304,10 +308,10 @@ def export(arch: Path, weights: Path, size: str, threads: int, name: str, data_r
 
 @segnas.command()
 @click.argument("engine", type=FILE)
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="Least duration of the timing.")
+@click.option("--seconds", type=click.FloatRange(0), default=3.0, show_default=True, help="Least duration of the timing.")
 @click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
 @click.option("--data-root", type=FILE, help="Folder of the dataset; without it only the latency is measured.")
-@click.option("--split", default="val", show_default=True)
+@click.option("--split", default="val", show_default=True, help="Split that is evaluated.")
 @JSON
 def bench(engine: Path, seconds: float, name: str, data_root: Path | None, split: str, as_json: bool) -> None:
     """Time an engine, and measure the mIoU of the same file.
@@ -319,6 +323,7 @@ def bench(engine: Path, seconds: float, name: str, data_root: Path | None, split
     from segnas.screen import RichScreen
     from segnas.steps import bench_engine, evaluate_engine
 
+    dataset = None if data_root is None else open_dataset(name, data_root, split)
     manifest, timing = bench_engine(engine, seconds=seconds)
     lines = [
         f"{manifest.target}",
@@ -326,9 +331,9 @@ def bench(engine: Path, seconds: float, name: str, data_root: Path | None, split
     ]
     lines += [f"warning: {warning}" for warning in timing.warnings]
     found: dict[str, Any] = {"engine": plain(manifest), "timing": plain(timing)}
-    if data_root is not None:
+    if dataset is not None:
         with RichScreen().step("evaluating the engine") as progress:
-            accuracy = evaluate_engine(engine, open_dataset(name, data_root, split), progress=progress)
+            accuracy = evaluate_engine(engine, dataset, progress=progress)
         lines.append(f"mIoU {100 * accuracy.miou:.2f} % on {accuracy.images} images of {name} {split}")
         found["accuracy"] = plain(accuracy)
     _print(found, as_json, lines)
@@ -342,7 +347,8 @@ def show(file: Path, as_json: bool) -> None:
     from segnas.files import read_json
     from segnas.show import lines_of
 
-    _print(read_json(file), as_json, [] if as_json else lines_of(file))
+    lines = lines_of(file)
+    _print(read_json(file), as_json, lines)
 
 
 @segnas.group()
@@ -352,11 +358,12 @@ def data() -> None:
 
 @data.command("make")
 @click.option("--out", type=FILE, required=True, help="Folder to make.")
-@click.option("--size", default="512x1024", show_default=True, metavar="HxW")
-@click.option("--train", "train_count", type=click.IntRange(1), default=300, show_default=True)
-@click.option("--val", "val_count", type=click.IntRange(1), default=60, show_default=True)
+@click.option("--size", default="512x1024", show_default=True, metavar="HxW", help="Size of the images, HEIGHTxWIDTH.")
+@click.option("--train", "train_count", type=click.IntRange(1), default=300, show_default=True, help="Images to train on.")
+@click.option("--val", "val_count", type=click.IntRange(1), default=60, show_default=True, help="Images to evaluate on.")
 @SEED
-def make_data(out: Path, size: str, train_count: int, val_count: int, seed: int) -> None:
+@JSON
+def make_data(out: Path, size: str, train_count: int, val_count: int, seed: int, as_json: bool) -> None:
     """Make synthetic streets in the genuine Cityscapes layout."""
     from segnas.screen import RichScreen
     from segnas.streets import write_streets
@@ -366,7 +373,8 @@ def make_data(out: Path, size: str, train_count: int, val_count: int, seed: int)
     with RichScreen().step("making synthetic streets") as progress:
         counts = {"train": train_count, "val": val_count}
         write_streets(out, counts=counts, height=height, width=width, seed=seed, progress=lambda done, total: progress(done, total, ""))
-    click.echo(f"{out}: {train_count} train and {val_count} val images of {height}x{width}")
+    found = {"data": str(out), "train": train_count, "val": val_count, "height": height, "width": width}
+    _print(found, as_json, [f"{out}: {train_count} train and {val_count} val images of {height}x{width}"])
 
 
 @data.command("check")
@@ -383,6 +391,12 @@ def check_data(name: str, data_root: Path, as_json: bool) -> None:
     _print(found, as_json, [*rows, *result.problems, f"{len(result.problems)} problems"])
     if result.problems:
         raise InputError(f"{data_root} has {len(result.problems)} problems, listed above")
+
+
+def _require_suffix(out: Path, suffix: str) -> None:
+    """Files that belong to the result are named after it, so its own suffix must not be theirs."""
+    if out.suffix != suffix:
+        raise UsageError(f"--out {out} was given; the name of a {suffix} file is needed, such as {out.with_suffix(suffix)}")
 
 
 def _print(found: object, as_json: bool, lines: list[str]) -> None:

@@ -103,7 +103,7 @@ def open_dataset(name: str, root: Path, split: str) -> Dataset:
     InputError for an unknown data set or split, a missing or empty folder, or an image without label. Only a `test` split may have no
     label folder at all.
     """
-    layout = _layout(name)
+    layout = layout_of(name)
     if split not in layout.splits:
         raise InputError(f"{name} has no split {split!r}; allowed are {', '.join(layout.splits)}.")
     _check_root(name, layout, root)
@@ -194,7 +194,7 @@ def check_dataset(name: str, root: Path, *, workers: int = 2, progress: Callable
 
     A split without any file is left out, except that `train` and `val` must be there. InputError only for an unknown name or a missing root.
     """
-    layout = _layout(name)
+    layout = layout_of(name)
     _check_root(name, layout, root)
     checks = (_check_split(layout, root, split, workers, progress) for split in layout.splits)
     return DatasetCheck(name, root, tuple(check for check in checks if check is not None))
@@ -243,7 +243,8 @@ def _check_sample(sample: Sample, labels: LabelSet, needed: bool) -> tuple[tuple
     return size, problems
 
 
-def _layout(name: str) -> Layout:
+def layout_of(name: str) -> Layout:
+    """The layout of a data set; InputError lists the names."""
     if name not in LAYOUTS:
         raise InputError(f"unknown data set {name!r}; allowed are {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]

@@ -60,6 +60,18 @@ def atomic_path(path: Path) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """RequirementError where that file cannot be written: asked before time is spent on what it will hold."""
+    if path.is_dir():
+        raise write_error(path, IsADirectoryError(errno.EISDIR, "it is a folder"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write the file whole or not at all."""
     with atomic_path(path) as temporary:

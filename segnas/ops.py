@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segnas.depthwise import DepthwiseConv2d
 from segnas.kinds import Kind, branch_width, stem_widths
 
 Size = tuple[int, int]
@@ -31,8 +32,12 @@ class Unit(nn.Sequential):
         groups: int = 1,
         activation: str = "relu",
     ) -> None:
-        padding = (dilation[0] * (kernel - 1) // 2, dilation[-1] * (kernel - 1) // 2)
-        convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, (dilation[0], dilation[-1]), groups, bias=False)
+        convolution: nn.Conv2d
+        if groups == inputs == outputs and kernel > 1:
+            convolution = DepthwiseConv2d(inputs, kernel, stride=stride, dilation=(dilation[0], dilation[-1]))
+        else:
+            padding = (dilation[0] * (kernel - 1) // 2, dilation[-1] * (kernel - 1) // 2)
+            convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, (dilation[0], dilation[-1]), groups, bias=False)
         super().__init__(convolution, nn.BatchNorm2d(outputs), *_activation(activation))
 
 

@@ -1,12 +1,14 @@
 """Recipes: a whole run as a TOML file, read into dataclasses; an unknown key is an error that lists the known ones."""
 
 import dataclasses
+import math
+import operator
 import tomllib
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from segnas.errors import InputError, UsageError
 from segnas.files import unplain
@@ -14,6 +16,14 @@ from segnas.search.loop import SearchSettings
 from segnas.search.train import TrainSettings
 
 T = TypeVar("T")
+
+LEAST: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (0, ("seed", "data.streets.seed", "data.streets.train", "data.streets.val", "profile.networks", "train.warmup")),
+    (1, ("search.crop", "train.crop")),
+)
+"""The least value of whole numbers that the settings do not check themselves."""
+
+ABOVE_ZERO = ("search.scale", "search.learning_rate", "search.temperature", "search.final_temperature", "train.scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +35,7 @@ class StreetSettings:
     train: int = 0
     val: int = 0
     seed: int = 0
+    variety: Literal["full", "core"] = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +108,9 @@ def recipe_from_toml(text: str, name: str) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {name} is no TOML: {error}") from None
-    return _filled(Recipe, table, f"recipe {name}", "")
+    recipe = _filled(Recipe, table, f"recipe {name}", "")
+    _require_ranges(recipe, f"recipe {name}")
+    return recipe
 
 
 def flattened(recipe: Recipe) -> tuple[tuple[str, str], ...]:
@@ -112,6 +125,19 @@ def flattened(recipe: Recipe) -> tuple[tuple[str, str], ...]:
                 yield f"{prefix}{item.name}", "x".join(map(str, cast(tuple[object, ...], inner))) if isinstance(inner, tuple) else str(inner)
 
     return tuple(walk(recipe, ""))
+
+
+def _require_ranges(recipe: Recipe, where: str) -> None:
+    for key, text in flattened(recipe):
+        value = operator.attrgetter(key)(recipe)
+        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
+        if not all(map(math.isfinite, numbers)):
+            raise UsageError(f"{where}: {key} is {text}; a finite number is needed")
+        least = next((least for least, keys in LEAST if key in keys), None)
+        if least is not None and min(numbers) < least:
+            raise UsageError(f"{where}: {key} is {text}; at least {least} is needed")
+        if key in ABOVE_ZERO and min(numbers) <= 0:
+            raise UsageError(f"{where}: {key} is {text}; more than 0 is needed")
 
 
 def _filled(type_: type[T], given: dict[str, Any], where: str, prefix: str) -> T:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segnas.arch import Architecture
-from segnas.data import Dataset, open_dataset
+from segnas.data import Dataset, layout_of, open_dataset
 from segnas.errors import IncompatibleError, UsageError
 from segnas.files import plain, read_json, read_noun, unplain, write_noun, write_text
 from segnas.latency import LatencyTable
@@ -21,7 +21,8 @@ from segnas.recipe import Recipe, flattened
 from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.runtime.session import open_session
-from segnas.search.budget import Measurement, budget_ms
+from segnas.search.budget import Measurement, budget_ms, read_budget
+from segnas.search.pretrained import require_known
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.steps import (
@@ -39,12 +40,23 @@ from segnas.steps import (
     make_report,
     make_table,
     read_curves,
+    require_device,
+    require_entries,
     search_space,
     train_network,
     write_report,
 )
-from segnas.streets import write_streets
+from segnas.streets import require_street_size, write_streets
 from segnas.target import Target
+
+_PRODUCTS = (
+    *("table.json", "budget.json", "search.json", "derive.json", "arch.json", "weights.json", "weights.safetensors", "model.onnx", "model.onnx.json"),
+    *("timing.json", "measured.json", "accuracy.json", "floors.json", "report.html", "report.json"),
+)
+"""What the steps write, in the order in which they write it."""
+
+_UNFINISHED = {"measurements.jsonl": "table.json", "search.checkpoint.safetensors": "budget.json", "weights.checkpoint.safetensors": "arch.json"}
+"""Files that a step continues from, and the product that they fit to."""
 
 
 class Screen(Protocol):
@@ -98,7 +110,18 @@ class Run:
 
     def space(self) -> Space:
         """The recipe's space for the dataset's classes."""
-        return named_space(self.recipe.space, len(self.dataset(self.recipe.data.train_split).labels.classes))
+        return named_space(self.recipe.space, len(layout_of(self.recipe.data.name).labels.classes))
+
+    def given_table(self) -> LatencyTable | None:
+        """The table that is to be used instead of profiling, if there is one, checked against target and space."""
+        from segnas.latency_tables.store import load_table
+
+        if self.table_file is None:
+            return None
+        table = load_table(self.table_file)
+        table.require(self.target())
+        require_entries(self.space(), table)
+        return table
 
 
 def run(work: Run, *, resume: bool = False) -> Report:
@@ -123,15 +146,52 @@ def _claim(work: Run, resume: bool) -> None:
             raise IncompatibleError(
                 f"{work.folder} holds a run of another recipe (it differs in {', '.join(changed) or 'table or weights'}); choose another --out"
             )
+        _forget(work.folder)
         return
-    if work.folder.is_dir() and any(work.folder.iterdir()):
+    if work.folder.is_dir() and not all(_is_partial(held) for held in work.folder.iterdir()):
         raise UsageError(f"{work.folder} is not empty and holds no run; choose another --out")
-    if not work.recipe.data.streets.train:
-        for split in (work.recipe.data.train_split, work.recipe.data.eval_split):
-            work.dataset(split)
-    work.target()
-    named_space(work.recipe.space, 2)
+    _check(work)
     write_text(path, json.dumps(mine, indent=1) + "\n")
+
+
+def _check(work: Run) -> None:
+    """Everything about the input that can be told before the first step."""
+    data, streets = work.recipe.data, work.recipe.data.streets
+    work.space().all_operations(work.target())
+    read_budget(work.recipe.budget)
+    require_device(work.device)
+    if not streets.train:
+        for split in (data.train_split, data.eval_split):
+            work.dataset(split)
+    elif data.name != "cityscapes" or data.root:
+        raise UsageError(
+            f"recipe {work.recipe.name} draws streets, which lie in its folder and in the layout of cityscapes; it also gives data.name "
+            f"{data.name!r} and data.root {data.root!r}: remove [data.streets] or those"
+        )
+    elif not streets.val:
+        raise UsageError(f"recipe {work.recipe.name} draws {streets.train} streets to train on and none to evaluate on: give data.streets.val")
+    else:
+        require_street_size(streets.height, streets.width)
+    if work.pretrained is not None:
+        require_known(work.pretrained)
+    work.given_table()
+
+
+def _forget(folder: Path) -> None:
+    """Remove what follows from a product that is missing, which need not fit to the one made in its place, and what a killed process left half
+    written.
+    """
+    first = next((index for index, name in enumerate(_PRODUCTS) if not (folder / name).is_file()), len(_PRODUCTS))
+    missing = _PRODUCTS[first:]
+    for name in (*missing, *(name for name, source in _UNFINISHED.items() if source in missing)):
+        (folder / name).unlink(missing_ok=True)
+    for path in [path for path in folder.rglob(".*") if _is_partial(path)]:
+        path.unlink(missing_ok=True)
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether this is a file that `atomic_path` had not finished."""
+    return path.name.startswith(".") and path.suffix == ".partial"
 
 
 def _timed(work: Run, step: Callable[[Run], None]) -> None:
@@ -158,22 +218,19 @@ def _streets(work: Run) -> None:
             height=wanted.height,
             width=wanted.width,
             seed=wanted.seed,
+            variety=wanted.variety,
             progress=lambda done, total: progress(done, total, ""),
         )
 
 
 def _profile(work: Run) -> None:
-    from segnas.latency_tables.store import load_table, save_table
+    from segnas.latency_tables.store import save_table
 
     out, space, target = work.folder / "table.json", work.space(), work.target()
     if out.is_file():
         return
-    if work.table_file is not None:
-        table = load_table(work.table_file)
-        table.require(target)
-        for operation in space.all_operations(target):
-            if not operation.is_free:
-                table.entry(operation)
+    table = work.given_table()
+    if table is not None:
         save_table(out, table)
         return
     with work.screen.step(f"measuring the operations of {space.name} on {target.runtime}") as progress:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -26,14 +27,19 @@ from segnas.street_parts import (
 from segnas.street_vehicles import big_vehicle, car, crossing_car, house
 
 Bytes = NDArray[np.uint8]
+Variety = Literal["full", "core"]
 FAR = 110.0  # metres; the street ends there
 
 Thing = tuple[float, float, "partial[None]"]
 """Depth z, sideways place x, and what paints it."""
 
 
-def compose(canvas: Canvas) -> None:
-    """Paint a street on an empty canvas, everything from far to near."""
+def compose(canvas: Canvas, variety: Variety = "full") -> None:
+    """Paint a street on an empty canvas, everything from far to near.
+
+    `core` leaves out what is rare: walls, fences, trucks, buses, trains, cyclists, traffic lights. Ten scored classes remain.
+    """
+    full = variety == "full"
     rnd = canvas.rnd
     _sky(canvas)
     _skyline(canvas)
@@ -48,8 +54,8 @@ def compose(canvas: Canvas) -> None:
     _markings(canvas, edges, lanes, lane, crossing)
     for side in (0, 1):
         line = edges[side] + (-1, 1)[side] * (walks[side] + lawns[side])
-        _frontage(canvas, line, crossing)
-    things = _traffic(canvas, edges, lanes, lane, own, crossing) + _pavement_things(canvas, edges, walks)
+        _frontage(canvas, line, crossing, full)
+    things = _traffic(canvas, edges, lanes, lane, own, crossing, full) + _pavement_things(canvas, edges, walks, full)
     things = [thing for thing in things if canvas.sees(thing[1] - 3, thing[1] + 3, thing[0] + 3)]
     _shadows(canvas, things)
     for _, _, draw in _far_to_near(things):
@@ -163,7 +169,7 @@ def _markings(canvas: Canvas, edges: tuple[float, float], lanes: int, lane: floa
         canvas.flat(*edges, crossing - 2.8, crossing - 2.3, white, "road")
 
 
-def _frontage(canvas: Canvas, line: float, crossing: float | None) -> None:
+def _frontage(canvas: Canvas, line: float, crossing: float | None, full: bool) -> None:
     """One side of the street, x = `line`, from far to near: houses, and gaps with trees behind a wall, a fence or nothing."""
     rnd, out = canvas.rnd, math.copysign(1.0, line)
     leaves, green = leaf_colour(rnd), rnd.choice((0.1, 0.25, 0.25, 0.8))
@@ -191,7 +197,8 @@ def _frontage(canvas: Canvas, line: float, crossing: float | None) -> None:
             tree(canvas, line + out * rnd.uniform(2, 9), z, rnd.uniform(5, 12), shade(leaves, rnd.uniform(0.8, 1.2)))
         for k in range(4 if start < 60 else 1):
             bush(canvas, line + out * rnd.uniform(0.8, 2), end - (end - start) * k / 4, rnd.uniform(1, 2.4), leaves)
-        _barrier(canvas, line, start, end)
+        if full:
+            _barrier(canvas, line, start, end)
 
 
 def _barrier(canvas: Canvas, line: float, start: float, end: float) -> None:
@@ -211,7 +218,7 @@ def _barrier(canvas: Canvas, line: float, start: float, end: float) -> None:
             canvas.side(line, y, y + 0.1, start, end, colour, "fence")
 
 
-def _traffic(canvas: Canvas, edges: tuple[float, float], lanes: int, lane: float, own: int, crossing: float | None) -> list[Thing]:
+def _traffic(canvas: Canvas, edges: tuple[float, float], lanes: int, lane: float, own: int, crossing: float | None, full: bool) -> list[Thing]:
     """Cars and larger vehicles in their lanes, parked ones at the kerbs, cyclists, and cars that cross."""
     rnd = canvas.rnd
     things: list[Thing] = []
@@ -223,7 +230,7 @@ def _traffic(canvas: Canvas, edges: tuple[float, float], lanes: int, lane: float
         while z < 70:
             at, name, draw = x + rnd.uniform(-0.35, 0.35), rnd.random(), car
             long = 5.0
-            if name < 0.13 and not (abs(at) < 1.6 and z < 14):
+            if full and name < 0.13 and not (abs(at) < 1.6 and z < 14):
                 kind = "truck" if name < 0.06 else "bus" if name < 0.11 else "train"
                 draw, long = partial(big_vehicle, name=kind), 28.0 if kind == "train" else 13.0
             things.append((z, at, partial(draw, canvas, at, z, oncoming=oncoming)))
@@ -236,7 +243,7 @@ def _traffic(canvas: Canvas, edges: tuple[float, float], lanes: int, lane: float
             if rnd.random() < 0.7 and abs(x) > 1.9:
                 things.append((z, x, partial(car, canvas, x, z, oncoming=side == 0)))
             z += rnd.uniform(5.2, 7)
-    for _ in range(rnd.choice((0, 0, 0, 1, 1, 2))):
+    for _ in range(rnd.choice((0, 0, 0, 1, 1, 2)) if full else 0):
         x, z = edges[1] - rnd.uniform(0.4, 1.2), 4 + 30 * rnd.random() ** 1.5
         things.append((z, x, partial(cyclist, canvas, x, z, rnd.choice(("bicycle", "bicycle", "motorcycle")))))
     for _ in range(rnd.randrange(3) if crossing is not None else 0):
@@ -245,7 +252,7 @@ def _traffic(canvas: Canvas, edges: tuple[float, float], lanes: int, lane: float
     return things
 
 
-def _pavement_things(canvas: Canvas, edges: tuple[float, float], walks: tuple[float, float]) -> list[Thing]:
+def _pavement_things(canvas: Canvas, edges: tuple[float, float], walks: tuple[float, float], full: bool) -> list[Thing]:
     """People, trees, bushes, lamps, signs and traffic lights on both pavements; at times someone on the road."""
     rnd, leaves = canvas.rnd, leaf_colour(canvas.rnd)
     things: list[Thing] = []
@@ -253,7 +260,7 @@ def _pavement_things(canvas: Canvas, edges: tuple[float, float], walks: tuple[fl
         kerb, avenue = edges[side] + out * 0.5, rnd.random() < 0.4
         z = rnd.uniform(6.5, 16)
         while z < 60:
-            draw = rnd.choice((lamp, sign, traffic_light, lamp, sign))
+            draw = rnd.choice((lamp, sign, traffic_light, lamp, sign) if full else (lamp, sign))
             if avenue and rnd.random() < 0.6:
                 draw = partial(tree, height=rnd.uniform(4, 9), leaves=shade(leaves, rnd.uniform(0.8, 1.25)))
             things.append((z, kerb, partial(draw, canvas, kerb, z)))
@@ -306,7 +313,7 @@ def _own_car(canvas: Canvas) -> None:
         centre = (width // 2 + int(width * rnd.uniform(-0.05, 0.05)), height + tall // 2)
         for inset, factor in ((0, 0.55), (max(2, tall // 8), 0.8), (max(4, tall // 3), 0.95)):
             red, green, blue = (min(255, int(value)) for value in shade(tone, factor))
-            axes = (int(width * 0.62) - 2 * inset, tall + tall // 2 - inset)
+            axes = (int(width * 0.62) - 2 * inset, max(0, tall + tall // 2 - inset))
             cv2.ellipse(canvas.pixels, centre, axes, 0, 180, 360, (red, green, blue, ID["ego vehicle"]), -1)
     if rnd.random() < 0.3:
         frame = max(2, height // 100)

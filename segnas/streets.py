@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from segnas.errors import InputError
 from segnas.files import write_bytes, write_text
 from segnas.street_parts import ID, Canvas, smooth_noise
-from segnas.street_scene import compose
+from segnas.street_scene import Variety, compose
 
 Bytes = NDArray[np.uint8]
 VERSION = 1
@@ -30,16 +30,21 @@ CITIES = {"train": "syntrain", "val": "synval", "test": "syntest"}
 _SOFT: dict[str, float] = {"vegetation": 1.0, "terrain": 0.8, "road": 0.35, "sidewalk": 0.45, "building": 0.3, "wall": 0.5, "sky": 0.0}
 
 
-def street(seed: int, height: int, width: int) -> tuple[Bytes, Bytes]:
+def street(seed: int, height: int, width: int, variety: Variety = "full") -> tuple[Bytes, Bytes]:
     """One scene: image (H, W, 3) RGB and Cityscapes ids (H, W); InputError for a size below 32x64 or above 2048x4096."""
-    if not (32 <= height <= 2048 and 64 <= width <= 4096):
-        raise InputError(f"a street of {height}x{width} cannot be drawn; allowed are 32x64 to 2048x4096.")
+    require_street_size(height, width)
     finer = 2 if height * width <= 1 << 19 else 1  # small scenes are drawn at twice the size, for smooth edges
     canvas = Canvas(height * finer, width * finer, Random(seed))
-    compose(canvas)
+    compose(canvas, variety)
     ids = np.ascontiguousarray(canvas.pixels[::finer, ::finer, 3])
     paint = cv2.resize(canvas.pixels, (width, height), interpolation=cv2.INTER_AREA) if finer > 1 else canvas.pixels
     return _developed(cv2.cvtColor(paint, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False), ids, canvas), ids
+
+
+def require_street_size(height: int, width: int) -> None:
+    """InputError for a size that no street is drawn at."""
+    if not (32 <= height <= 2048 and 64 <= width <= 4096):
+        raise InputError(f"a street of {height}x{width} cannot be drawn; allowed are 32x64 to 2048x4096.")
 
 
 def _developed(image: Bytes, ids: Bytes, canvas: Canvas) -> Bytes:
@@ -72,6 +77,7 @@ def write_streets(
     height: int,
     width: int,
     seed: int,
+    variety: Variety = "full",
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -86,11 +92,14 @@ def write_streets(
         raise InputError(f"counts {dict(counts)}: give at least 1 image for some of the splits {', '.join(CITIES)}.")
     if seed < 0:
         raise InputError(f"seed {seed}: give 0 or more.")
-    _claim(root, {"version": VERSION, "seed": seed, "height": height, "width": width, "counts": dict(sorted(counts.items()))})
+    if variety not in ("full", "core"):
+        raise InputError(f"variety {variety!r} of streets: give full or core.")
+    require_street_size(height, width)
+    _claim(root, {"version": VERSION, "seed": seed, "variety": variety, "height": height, "width": width, "counts": dict(sorted(counts.items()))})
     jobs = [(split, index) for split in CITIES for index in range(counts.get(split, 0))]
 
     def write(job: tuple[str, int]) -> None:
-        _write_pair(root, job[0], job[1], seed, height, width)
+        _write_pair(root, job[0], job[1], seed, height, width, variety)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
@@ -119,7 +128,7 @@ def _claim(root: Path, parameters: Mapping[str, object]) -> None:
         write_text(record, json.dumps(parameters, indent=2) + "\n")
 
 
-def _write_pair(root: Path, split: str, index: int, seed: int, height: int, width: int) -> None:
+def _write_pair(root: Path, split: str, index: int, seed: int, height: int, width: int, variety: Variety) -> None:
     """Draw and write one image and its label, unless both are there."""
     name = f"{CITIES[split]}_{index:06}_000019"
     image_path = root / "leftImg8bit" / split / CITIES[split] / f"{name}_leftImg8bit.png"
@@ -127,7 +136,7 @@ def _write_pair(root: Path, split: str, index: int, seed: int, height: int, widt
     if image_path.exists() and label_path.exists():
         return
     words = np.random.SeedSequence((seed, list(CITIES).index(split), index)).generate_state(4)
-    image, ids = street(int.from_bytes(words.tobytes(), "little"), height, width)
+    image, ids = street(int.from_bytes(words.tobytes(), "little"), height, width, variety)
     write_bytes(label_path, _png(ids))
     write_bytes(image_path, _png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,3 +123,16 @@ def test_nonsense_is_refused(tmp_path, change, named: str) -> None:
     arguments = {"counts": {"train": 1}, "height": 64, "width": 128, "seed": 0} | change
     with pytest.raises(InputError, match=named):
         write_streets(tmp_path, **arguments)
+
+
+def test_the_core_variety_holds_ten_classes_and_no_rare_one() -> None:
+    found: set[int] = set()
+    for seed in range(12):
+        found |= set(np.unique(CITYSCAPES.train_ids(street(seed, 128, 256, "core")[1])).tolist())
+    names = {label.name for label in CITYSCAPES.classes if label.train_id in found}
+    assert names == {"road", "sidewalk", "building", "pole", "traffic sign", "vegetation", "terrain", "sky", "person", "car"}
+
+
+def test_an_unknown_variety_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="full or core"):
+        write_streets(tmp_path / "s", counts={"train": 1}, height=64, width=128, seed=0, variety="some")  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ def cas_fast(classes: int) -> Space:
     """The real-time preset: a separable stem to 1/8 (Fast-SCNN's learning to downsample), cells down to 1/32, pyramid
     pooling, a head at 1/8; our choice.
     """
-    stem, head = kind("stem", unit="separable", width=32), Head(kind("pyramid_pool"), 96, 8)
+    stem, head = kind("stem", unit="separable", width=32), Head(kind("pyramid_pool"), 64, 8, 1)
     return build("cas-fast", classes, cells="RNNRNN", widths=(64, 96, 128), stem=stem, stem_stride=8, head=head)
 
 

@@ -62,11 +62,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch) -> N
     save_tensors(path := tmp_path / "x", TENSORS, STATE)
     before = path.read_bytes()
 
-    def fail(*args: object, **options: object) -> None:
-        Path(str(args[1])).write_bytes(b"half")
+    def fail(path: Path, content: bytes) -> None:
+        path.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("segnas.search.checkpoint.save_file", fail)
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     with pytest.raises(RequirementError, match="the disk is full"):
         save_tensors(path, TENSORS, {"step": 4})
     assert os.listdir(tmp_path) == ["x"]

@@ -1,0 +1,260 @@
+"""The search: who may change what, what the latency term does, that an interruption leaves no trace, and what is refused."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segnas.augment import Batch
+from segnas.data import Dataset, open_dataset
+from segnas.errors import IncompatibleError, UsageError, VerificationError
+from segnas.latency import Calibration, LatencyTable
+from segnas.search import loop
+from segnas.search.checkpoint import load_tensors
+from segnas.search.derive import mode
+from segnas.search.loop import SAMPLERS, Searched, SearchSettings, search
+from segnas.search.space import Space
+from segnas.search.spaces import SPACES
+from segnas.streets import write_streets
+
+SETTINGS = SearchSettings(steps=6, warmup=2, batch=4, crop=(64, 64), decision_rate=0.05, checkpoint_s=0.0)
+"""Of 8 + 8 images: 2 steps an epoch. A checkpoint after every step."""
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory) -> Dataset:
+    root = write_streets(tmp_path_factory.mktemp("streets"), counts={"train": 16}, height=64, width=128, seed=0)
+    return open_dataset("cityscapes", root, "train")
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return SPACES["cas-tiny"](19)
+
+
+@pytest.fixture(scope="module")
+def table(space: Space, made_up_table: Callable[[Space], LatencyTable]) -> LatencyTable:
+    return made_up_table(space)
+
+
+@pytest.fixture
+def searched(space: Space, table: LatencyTable, streets: Dataset, tmp_path: Path) -> Callable[..., Searched]:
+    """A search with what is given, else the usual; its checkpoint is `c.safetensors` in the test's folder."""
+
+    def run(settings: SearchSettings = SETTINGS, **given) -> Searched:
+        usual = {"budget_ms": 30.0, "seed": 3, "checkpoint": tmp_path / "c.safetensors"}
+        arguments = {"space": space, "table": table, "dataset": streets, **usual, **given}
+        return search(arguments.pop("space"), arguments.pop("table"), arguments.pop("dataset"), settings, **arguments)
+
+    return run
+
+
+class Stopped(Exception):
+    """Raised in the middle of a search."""
+
+
+def stopping(at: int):
+    def progress(step: int, steps: int, text: str) -> None:
+        if step == at:
+            raise Stopped
+
+    return progress
+
+
+def digest(parameters) -> str:
+    whole = hashlib.sha256()
+    for parameter in parameters:
+        whole.update(parameter.detach().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def curve(found: Searched, name: str) -> tuple[float, ...]:
+    return next(curve.values for curve in found.curves if curve.name == f"search/{name}")
+
+
+def supernet_of(checkpoint: Path) -> dict[str, bytes]:
+    tensors = load_tensors(checkpoint)[0]
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+# ---- two halves
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_half_moves_its_own_parameters_only(searched, monkeypatch: pytest.MonkeyPatch, sampler: str) -> None:
+    seen: dict[str, set[int]] = {"_learn": set(), "_decide": set()}
+    moved: dict[str, list[tuple[bool, bool]]] = {"_learn": [], "_decide": []}
+
+    def spied(name: str):
+        original = getattr(loop._Run, name)
+
+        def half(self, batch: Batch):
+            before = digest(self.supernet.parameters()), digest(self.logits.values())
+            result = original(self, batch)
+            after = digest(self.supernet.parameters()), digest(self.logits.values())
+            seen[name].update(batch.indices)
+            moved[name].append((before[0] != after[0], before[1] != after[1]))
+            return result
+
+        return half
+
+    for name in seen:
+        monkeypatch.setattr(loop._Run, name, spied(name))
+    searched(replace(SETTINGS, sampler=sampler, checkpoint_s=1e9))
+    assert moved["_learn"] == [(True, False)] * SETTINGS.steps
+    assert moved["_decide"] == [(False, True)] * (SETTINGS.steps - SETTINGS.warmup)
+    assert not seen["_learn"] & seen["_decide"]
+    assert seen["_learn"] | seen["_decide"] == set(range(16))
+
+
+def test_scale_and_shift_of_normalisations_stay_fixed(searched, tmp_path: Path) -> None:
+    searched(replace(SETTINGS, steps=3, warmup=1, checkpoint_s=1e9))
+    tensors = load_tensors(tmp_path / "c.safetensors")[0]
+    norms = [name.removesuffix("running_mean") for name in tensors if name.endswith("running_mean")]
+    assert norms
+    for name in norms:
+        assert (tensors[f"{name}weight"] == 1).all()
+        assert (tensors[f"{name}bias"] == 0).all()
+
+
+# ---- the latency term
+
+
+def test_a_low_budget_draws_the_decoded_network_down_and_a_high_one_says_nothing(searched, space: Space, table: LatencyTable, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=14, warmup=1, batch=2, decision_rate=0.1, rho=20.0, multiplier_rate=1.0, checkpoint_s=1e9)
+    low = searched(settings, budget_ms=5.0, checkpoint=tmp_path / "low")
+    high = searched(settings, budget_ms=1e4, checkpoint=tmp_path / "high")
+    silent = replace(settings, rho=0.0, multiplier_rate=0.0)
+    alone = searched(silent, budget_ms=5.0, checkpoint=tmp_path / "alone")
+    assert high.probabilities == alone.probabilities  # to the last bit: cross-entropy is all there is
+    assert set(curve(high, "multiplier of the latency term")) == {0.0}
+    multipliers = curve(low, "multiplier of the latency term")
+    assert list(multipliers) == sorted(multipliers)
+    assert multipliers[0] > 0
+    assert decoded(space, table, low) < 0.97 * decoded(space, table, high)
+    assert curve(low, "expected latency, ms")[-1] < curve(high, "expected latency, ms")[-1]
+    assert curve(low, "decoded latency, ms")[-1] == pytest.approx(decoded(space, table, low), rel=1e-6)
+
+
+def decoded(space: Space, table: LatencyTable, found: Searched) -> float:
+    return table.estimate(space.decode(mode(space, found.probabilities)).architecture).total_ms
+
+
+# ---- what comes back
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_ends_in_probabilities_and_curves(searched, space: Space, sampler: str) -> None:
+    texts: list[str] = []
+    found = searched(replace(SETTINGS, sampler=sampler), progress=lambda step, steps, text: texts.append(f"{step}/{steps} {text}"))
+    assert {name: len(options) for name, options in found.probabilities.items()} == space.decisions
+    for options in found.probabilities.values():
+        assert math.fsum(options) == pytest.approx(1)
+        assert len(set(options)) > 1
+    steps = {curve.name.removeprefix("search/"): curve.steps for curve in found.curves}
+    assert steps.pop("loss on weights' half") == tuple(range(6))
+    assert set(steps.values()) == {(2, 3, 4, 5)}
+    assert len(steps) == 6
+    assert len(texts) == 6
+    assert texts[0].startswith("1/6 loss ")
+    assert "decoded" not in texts[1]
+    assert "decoded" in texts[2]
+
+
+def test_searching_leaves_the_global_randomness_alone(searched) -> None:
+    before = torch.get_rng_state()
+    searched(replace(SETTINGS, steps=2, warmup=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- interruptions
+
+
+@pytest.mark.parametrize(("sampler", "at"), [("softmax", 1), ("softmax", 3), ("softmax", 6), ("gumbel", 4), ("hard", 2), ("hard", 5)])
+def test_an_interrupted_search_ends_in_the_same_bits(searched, tmp_path: Path, sampler: str, at: int) -> None:
+    """Before the first checkpoint, in the warm-up and behind it, within an epoch and at its end, and with the last step done but not written."""
+    settings, whole = replace(SETTINGS, sampler=sampler), tmp_path / "whole.safetensors"
+    undisturbed = searched(settings, checkpoint=whole)
+    with pytest.raises(Stopped):
+        searched(settings, progress=stopping(at))
+    assert (tmp_path / "c.safetensors").is_file() == (at > 1)
+    torch.manual_seed(at)  # what the process did before has no say
+    steps: list[int] = []
+    resumed = searched(settings, progress=lambda step, *_: steps.append(step))
+    assert steps == list(range(at, 7))
+    assert resumed.probabilities == undisturbed.probabilities
+    assert resumed.curves == undisturbed.curves
+    assert supernet_of(tmp_path / "c.safetensors") == supernet_of(whole)
+    assert searched(settings, progress=stopping(7)) == resumed  # finished: nothing is searched again
+
+
+# ---- what is refused
+
+
+@pytest.fixture(scope="module")
+def stopped(space: Space, table: LatencyTable, streets: Dataset, tmp_path_factory) -> Path:
+    checkpoint = tmp_path_factory.mktemp("stopped") / "c.safetensors"
+    with pytest.raises(Stopped):
+        search(space, table, streets, SETTINGS, budget_ms=30.0, seed=3, checkpoint=checkpoint, progress=stopping(2))
+    return checkpoint
+
+
+def test_a_checkpoint_of_another_search_is_refused_by_what_differs(searched, stopped: Path, table: LatencyTable, streets: Dataset) -> None:
+    before = stopped.read_bytes()
+    with pytest.raises(IncompatibleError, match=r"c\.safetensors is a checkpoint of another search: its seed is 3, not 4"):
+        searched(seed=4, checkpoint=stopped)
+    with pytest.raises(IncompatibleError, match=r"its budget_ms is 30\.0, not 31\.0"):
+        searched(budget_ms=31.0, checkpoint=stopped)
+    with pytest.raises(IncompatibleError, match=r"its settings is .*'steps': 6.*, not .*'steps': 7"):
+        searched(replace(SETTINGS, steps=7), checkpoint=stopped)
+    with pytest.raises(IncompatibleError, match=r"its data is .*16 samples, not .*15 samples"):
+        searched(dataset=replace(streets, samples=streets.samples[:15]), checkpoint=stopped)
+    one = replace(table.entries[0], median_ms=table.entries[0].median_ms * 1.001)
+    for other in (
+        replace(table, entries=(one, *table.entries[1:])),
+        replace(table, overhead_ms=0.31),
+        replace(table, calibration=Calibration(scale=0.8)),
+        replace(table, target=replace(table.target, threads=2)),
+    ):
+        with pytest.raises(IncompatibleError, match=r"its table is .*, not "):
+            searched(table=other, checkpoint=stopped)
+    assert stopped.read_bytes() == before
+
+
+def test_the_time_of_checkpoints_and_the_order_of_entries_are_no_difference(searched, stopped: Path, table: LatencyTable, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(stopped.read_bytes())
+    steps: list[int] = []
+    turned = replace(table, entries=table.entries[::-1])
+    searched(replace(SETTINGS, checkpoint_s=1e9), table=turned, checkpoint=copy, progress=lambda step, *_: steps.append(step))
+    assert steps == [2, 3, 4, 5, 6]
+
+
+def test_an_unknown_sampler_is_refused(searched, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"search\.sampler was given 'random'; allowed: softmax, gumbel, hard"):
+        searched(replace(SETTINGS, sampler="random"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_divergence_is_said_and_keeps_the_checkpoint(searched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sampler: str) -> None:
+    """The loss is NaN from the fourth step's images on."""
+    original, count = loop._Run._learn, [0]
+
+    def poisoned(self, batch: Batch):
+        count[0] += 1
+        return original(self, replace(batch, images=batch.images * np.nan) if count[0] == 4 else batch)
+
+    monkeypatch.setattr(loop._Run, "_learn", poisoned)
+    message = r"the search diverged at step 3: loss on weights' half is nan\. The last checkpoint is kept; .*search\.learning_rate.* 0\.05"
+    with pytest.raises(VerificationError, match=message) as caught:
+        searched(replace(SETTINGS, sampler=sampler))
+    assert caught.value.exit_code == 5
+    tensors, state = load_tensors(tmp_path / "c.safetensors")
+    assert state["step"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())

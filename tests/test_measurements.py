@@ -1,0 +1,77 @@
+"""The journal of measured networks: nothing twice, and nothing that was half written."""
+
+from pathlib import Path
+
+import pytest
+
+from segnas.arch import Architecture, Node
+from segnas.errors import InputError
+from segnas.kinds import kind
+from segnas.measurements import MeasurementJournal
+
+CONTENT = '{"digest":"aaaaaaaaaaaa","measured_ms":1.5}\n{"digest":"bbbbbbbbbbbb","measured_ms":2}\n'
+
+
+def network(width: int) -> Architecture:
+    return Architecture((Node(kind("image"), (), 3), Node(kind("conv"), (0,), width)))
+
+
+class Clock:
+    """Counts what it measures: 1 ms a channel."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, architecture: Architecture) -> float:
+        self.asked.append(architecture.digest)
+        return architecture.nodes[-1].channels + 0.1
+
+
+def never(architecture: Architecture) -> float:
+    raise AssertionError("it is in the journal")
+
+
+def test_nothing_is_measured_twice_in_one_process_or_the_next(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "m.jsonl"
+    journal = MeasurementJournal(path, clock)
+    assert [journal.measure(network(width)) for width in (8, 16, 8, 16)] == [8.1, 16.1, 8.1, 16.1]
+    assert clock.asked == [network(8).digest, network(16).digest]
+    again = MeasurementJournal(path, never)
+    assert [again.measure(network(width)) for width in (16, 8)] == [16.1, 8.1]
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_measurement_is_on_the_disk_before_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    MeasurementJournal(path, Clock()).measure(network(8))
+    assert path.read_text() == f'{{"digest":"{network(8).digest}","measured_ms":8.1}}\n'
+
+
+@pytest.mark.parametrize("kept", range(len(CONTENT) + 1))
+def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(CONTENT[:kept])
+    whole = CONTENT[:kept].count("\n")
+    journal = MeasurementJournal(path, Clock())
+    assert journal.known == dict([("aaaaaaaaaaaa", 1.5), ("bbbbbbbbbbbb", 2.0)][:whole])
+    journal.measure(network(8))
+    lines = path.read_text().splitlines(keepends=True)
+    assert "".join(lines[:-1]) == "".join(CONTENT.splitlines(keepends=True)[:whole])
+    assert MeasurementJournal(path, never).measure(network(8)) == 8.1
+
+
+def test_a_failed_measurement_leaves_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    with pytest.raises(AssertionError):
+        MeasurementJournal(path, never).measure(network(8))
+    assert not path.exists()
+    assert MeasurementJournal(path, Clock()).measure(network(8)) == 8.1
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"digest":"a"}', '{"digest":"a","measured_ms":"fast"}', '{"digest":"a","measured_ms":null}', ""])
+def test_a_damaged_line_within_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(f"{CONTENT}{line}\n")
+    with pytest.raises(InputError, match=r"m\.jsonl is damaged: .*remove it"):
+        MeasurementJournal(path, Clock())
+    assert path.read_text() == f"{CONTENT}{line}\n"
