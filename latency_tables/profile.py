@@ -27,7 +27,7 @@ VISIT_MS = 8.0  # what one turn of a probe aims at
 LEAST_ROUNDS = 5
 TIGHT = 0.015  # relative half-width of the slope's confidence interval at which an operation is done
 ENTRY_MS = 600.0  # measuring time after which an operation is done, however wide the interval
-REPEATED_MS = 400.0  # an operation's share, on average, of the time for measuring again
+REPEATED_MS = 600.0  # an operation's share, on average, of the time for measuring again
 CHEAP = 0.25  # of the table's median price: below it, absolute precision counts
 
 Progress = Callable[[int, int, Operation], None]
