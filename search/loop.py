@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -108,16 +109,15 @@ def search(
     cache, saved = ImageCache(CACHE_BYTES), time.monotonic()
     weights_stream = _stream(dataset, first, settings, seed, run.step, workers, cache)
     decision_stream = _stream(dataset, second, settings, seed + 1, max(0, run.step - settings.warmup), workers, cache)
-    while run.step < settings.steps:
-        text = run.advance(next(weights_stream), next(decision_stream) if run.step >= settings.warmup else None)
-        if progress:
-            progress(run.step, settings.steps, text)
-        if run.step < settings.steps and time.monotonic() - saved > settings.checkpoint_s:
-            run.save(checkpoint, identity)
-            saved = time.monotonic()
+    with closing(weights_stream), closing(decision_stream):
+        while run.step < settings.steps:
+            text = run.advance(next(weights_stream), next(decision_stream) if run.step >= settings.warmup else None)
+            if progress:
+                progress(run.step, settings.steps, text)
+            if run.step < settings.steps and time.monotonic() - saved > settings.checkpoint_s:
+                run.save(checkpoint, identity)
+                saved = time.monotonic()
     run.save(checkpoint, identity)
-    weights_stream.close()
-    decision_stream.close()
     return Searched(run.probabilities(), run.finished_curves())
 
 

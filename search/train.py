@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,11 @@ class TrainSettings:
     checkpoint_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 2 or self.learning_rate <= 0:
+        if self.steps < 1 or self.batch < 2 or self.learning_rate < 0:
             raise UsageError(
                 f"train.steps {self.steps}, train.batch {self.batch} and train.learning_rate {self.learning_rate} were given; "
                 "at least 1 step, 2 images "
-                "a batch (a normalisation cannot learn from one) and a rate above 0 are needed"
+                "a batch (a normalisation cannot learn from one) and a rate of at least 0 are needed"
             )
 
 
@@ -127,16 +127,16 @@ def train(
             workers=workers,
             cache=cache,
         )
-        for batch in stream:
-            loss = run.advance(batch)
-            if progress:
-                progress(run.step, settings.steps, f"loss {loss:.3f}")
-            if run.step >= settings.steps:
-                break
-            if time.monotonic() - saved > settings.checkpoint_s:
-                run.save(checkpoint, identity)
-                saved = time.monotonic()
-        stream.close()
+        with closing(stream):
+            for batch in stream:
+                loss = run.advance(batch)
+                if progress:
+                    progress(run.step, settings.steps, f"loss {loss:.3f}")
+                if run.step >= settings.steps:
+                    break
+                if time.monotonic() - saved > settings.checkpoint_s:
+                    run.save(checkpoint, identity)
+                    saved = time.monotonic()
     run.save(checkpoint, identity)
     return Trained(run.averaged(), (Curve("train/loss", tuple(run.curve_steps), tuple(run.curve_losses)),))
 

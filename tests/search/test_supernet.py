@@ -98,7 +98,7 @@ def test_features_of_wanted_slots_are_kept():
     with torch.no_grad():
         logits, kept = supernet.features(image(), sample, (stem,))
     assert logits.shape == (1, 5, 64, 96)
-    assert {index: tuple(feature.shape) for index, feature in kept.items()} == {stem: (1, 32, 8, 12)}
+    assert {index: tuple(feature.shape) for index, feature in kept.items()} == {stem: (1, 48, 8, 12)}
 
 
 def test_a_sample_without_output_is_refused(toy_named):
