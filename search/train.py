@@ -46,11 +46,11 @@ class TrainSettings:
     checkpoint_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 2 or self.learning_rate < 0:
+        if self.steps < 1 or self.batch < 2 or self.learning_rate <= 0:
             raise UsageError(
                 f"train.steps {self.steps}, train.batch {self.batch} and train.learning_rate {self.learning_rate} were given; "
                 "at least 1 step, 2 images "
-                "a batch (a normalisation cannot learn from one) and a rate of at least 0 are needed"
+                "a batch (a normalisation cannot learn from one) and a rate above 0 are needed"
             )
 
 

@@ -182,7 +182,7 @@ def test_a_divergence_is_said_and_keeps_the_checkpoint(streets: Dataset, tmp_pat
 
 
 def test_starting_weights_replace_the_drawn_ones_by_name(streets: Dataset, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=1, learning_rate=0.0, warmup=0, weight_decay=0.0)
+    settings = replace(SETTINGS, steps=1, learning_rate=1e-30, warmup=0, weight_decay=0.0)
     start = {"nodes.2.layers.0.0.weight": torch.full((12, 1, 3, 3), 0.25)}
     weights = train(tiny(), streets, settings, seed=5, checkpoint=tmp_path / "c", start=start).weights
     drawn = initialised(tiny(), 5).state_dict()
