@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segnas.data import Dataset, normalise
+from segnas.data import Dataset, network_input
 from segnas.errors import InputError
 from segnas.metrics import ConfusionMatrix
 from segnas.report import Accuracy, ClassScore
@@ -90,8 +90,7 @@ def _ahead(dataset: Dataset, count: int, size: tuple[int, ...]) -> Iterator[tupl
 
     def prepared(index: int) -> tuple[Bytes, Bytes, NDArray[np.float32]]:
         image, truth = dataset.read(index)
-        small = image if image.shape[:2] == size else cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-        return image, truth, normalise(np.asarray(small, np.uint8)[None])
+        return image, truth, network_input(image, size[0], size[1])
 
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(prepared, 0)

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from segnas.errors import InputError
-from segnas.files import write_bytes
+from segnas.errors import IncompatibleError, InputError
+from segnas.files import plain, write_bytes
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
@@ -64,5 +64,19 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, names: Mapping[Tensor, s
     for key, value in tensors.items():
         name, _, quantity = key.rpartition("/")
         parameter = by_name[name]
-        moved = value if quantity == "step" else value.to(parameter.device)
-        optimiser.state[parameter][quantity] = moved.clone(memory_format=torch.preserve_format)
+        # laid out as the parameter is: the fused optimisers walk through both in the order of memory
+        optimiser.state[parameter][quantity] = value.clone() if quantity == "step" else torch.empty_like(parameter).copy_(value)
+
+
+def plain_settings(settings: object) -> dict[str, Any]:
+    """Settings as JSON values, for a checkpoint's identity; `checkpoint_s` is left out, since when to save changes nothing that is computed."""
+    values = cast(dict[str, Any], plain(settings))
+    return {name: value for name, value in values.items() if name != "checkpoint_s"}
+
+
+def require_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any], what: str) -> None:
+    """Refuse the checkpoint of another `what` (run, search); IncompatibleError names the first thing that differs."""
+    stored = state.get("identity", {})
+    for name, value in identity.items():
+        if stored.get(name) != value:
+            raise IncompatibleError(f"{path} is a checkpoint of another {what}: its {name} is {stored.get(name)}, not {value}")

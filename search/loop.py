@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,11 +15,20 @@ from torch import Tensor, nn
 
 from segnas.augment import Augmentation, Batch, ImageCache, batch_count, batches
 from segnas.data import Dataset, halves
-from segnas.errors import IncompatibleError, UsageError, VerificationError
+from segnas.errors import UsageError, VerificationError
 from segnas.latency import LatencyTable
 from segnas.network import initialise
 from segnas.report import Curve
-from segnas.search.checkpoint import load_tensors, optimiser_tensors, prefixed, restore_optimiser, save_tensors, unprefixed
+from segnas.search.checkpoint import (
+    load_tensors,
+    optimiser_tensors,
+    plain_settings,
+    prefixed,
+    require_identity,
+    restore_optimiser,
+    save_tensors,
+    unprefixed,
+)
 from segnas.search.derive import mode
 from segnas.search.expected import ExpectedLatency
 from segnas.search.objective import AugmentedLagrangian, cross_entropy
@@ -100,7 +109,7 @@ def search(
         "seed": seed,
         "data": f"{dataset.name} {dataset.split}, {len(dataset)} samples",
         "budget_ms": budget_ms,
-        "settings": _plain(settings),
+        "settings": plain_settings(settings),
     }
     identity["table"] = {"target": str(table.target), "scale": table.calibration.scale, "prices": _prices_digest(table)}
     if checkpoint.is_file():
@@ -248,9 +257,7 @@ class _Run:
     def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Continue from a checkpoint of the same search; IncompatibleError names what differs."""
         tensors, state = load_tensors(path)
-        for name, value in identity.items():
-            if state.get("identity", {}).get(name) != value:
-                raise IncompatibleError(f"{path} is a checkpoint of another search: its {name} is {state.get('identity', {}).get(name)}, not {value}")
+        require_identity(path, state, identity, "search")
         self.supernet.load_state_dict(unprefixed("supernet", tensors))
         with torch.no_grad():
             for name, value in unprefixed("logits", tensors).items():
@@ -299,9 +306,3 @@ def _thinned(name: str, steps: list[int], values: list[float], most: int = 200) 
     starts = range(0, len(steps), width)
     means = tuple(round(sum(values[i : i + width]) / len(values[i : i + width]), 6) for i in starts)
     return Curve(name, tuple(steps[min(i + width, len(steps)) - 1] for i in starts), means)
-
-
-def _plain(settings: SearchSettings) -> dict[str, Any]:
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
-    del values["checkpoint_s"]
-    return values

@@ -16,17 +16,21 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / labelled
 
 
-def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, threshold: float = 0.7, least: float = 1 / 16) -> Tensor:
+def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, threshold: float = 0.7, least: float = 1 / 16, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of the hard pixels: those whose true class has a probability under `threshold`, at least the share `least` of the labelled.
 
-    Online hard example mining; 0.7 and 1/16 are the values that BiSeNet's and DDRNet's released trainings use (recalled).
+    Online hard example mining; 0.7 and 1/16 are the values that BiSeNet's and DDRNet's released trainings use (recalled). With `weights` (classes),
+    which do not change what is hard, the mean is the weighted one.
     """
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").flatten()  # (N * H * W,)
     fewest = max(1, int(least * int((labels != IGNORE).sum())))
     hard = ~(losses <= -math.log(threshold))  # what is no number is hard, so that it shows
-    if int(hard.sum()) >= fewest:
-        return losses[hard].mean()
-    return losses.topk(fewest).values.mean()
+    chosen = hard.nonzero()[:, 0] if int(hard.sum()) >= fewest else losses.detach().topk(fewest).indices
+    if weights is None:
+        return losses[chosen].mean()
+    known = labels.flatten()[chosen]
+    shares = torch.where(known == IGNORE, 0, weights[known.clamp(max=len(weights) - 1)])
+    return (losses[chosen] * shares).sum() / shares.sum().clamp(min=1e-12)
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""Training of a derived network: SGD, poly schedule, hard-example loss, an auxiliary head that leaves at the end, averaged weights, exact resume."""
+"""Training of a derived network: poly schedule, hard-example loss, an auxiliary head that leaves at the end, averaged weights, exact resume."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,42 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segnas.arch import Architecture
 from segnas.augment import Augmentation, Batch, ImageCache, batch_count, batches
-from segnas.data import Dataset
+from segnas.data import Dataset, class_shares
 from segnas.errors import IncompatibleError, InputError, UsageError, VerificationError
 from segnas.network import Network, initialise, initialised, weights_digest
 from segnas.ops import Unit
 from segnas.report import Curve
-from segnas.search.checkpoint import load_tensors, optimiser_tensors, prefixed, restore_optimiser, save_tensors, unprefixed
+from segnas.search.checkpoint import (
+    load_tensors,
+    optimiser_tensors,
+    plain_settings,
+    prefixed,
+    require_identity,
+    restore_optimiser,
+    save_tensors,
+    unprefixed,
+)
 from segnas.search.objective import ohem_cross_entropy
 
 Progress = Callable[[int, int, str], None]
 CACHE_BYTES = 2 << 30
+OPTIMISERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """One training schedule. `crop` is (HEIGHT, WIDTH); steps are optimiser steps; `checkpoint_s` seconds lie between checkpoints."""
+    """One training schedule. `crop` is (HEIGHT, WIDTH); steps are optimiser steps; `checkpoint_s` seconds lie between checkpoints.
+
+    `optimiser` is sgd, with `momentum`, or adamw, which learns several times faster in the few epochs that a CPU has time for (docs/results.md).
+    `ohem_threshold` 1 counts every pixel. `class_weights` c weighs classes by 1 / ln(c + share of the pixels) as ENet does (its c is 1.02,
+    recalled); 0 weighs all alike.
+    """
 
     steps: int = 2000
     batch: int = 8
     crop: tuple[int, int] = (360, 480)
     scale: tuple[float, float] = (0.5, 2.0)
+    optimiser: str = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -41,6 +57,7 @@ class TrainSettings:
     warmup: int = 50
     auxiliary: float = 0.4
     ohem_threshold: float = 0.7
+    class_weights: float = 0.0
     ema: float = 0.99
     colour: float = 0.4
     checkpoint_s: float = 30.0
@@ -52,6 +69,10 @@ class TrainSettings:
                 "at least 1 step, 2 images "
                 "a batch (a normalisation cannot learn from one) and a rate above 0 are needed"
             )
+        if self.optimiser not in OPTIMISERS:
+            raise UsageError(f"train.optimiser {self.optimiser!r} was given; allowed: {', '.join(OPTIMISERS)}")
+        if self.class_weights and self.class_weights <= 1:
+            raise UsageError(f"train.class_weights {self.class_weights} was given; 0 (off) or a number above 1, such as 1.02, is allowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +117,27 @@ def train(
     device: str = "cpu",
     start: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> Trained:
     """Train on every sample of the dataset and return the averaged weights.
 
     Resumes from `checkpoint` where it is there, to the same bytes as an undisturbed run with the same number of threads. `start` replaces initial
-    weights by name. Under torchrun each process takes its share of every batch. VerificationError where the loss is not finite.
+    weights by name. Under torchrun each process takes its share of every batch. `workers` threads prepare batches: by default none on a CPU, where
+    they would take the cores from the arithmetic (0.38 s a step became 0.45), and 4 beside a GPU. VerificationError where the loss is not finite.
     """
     if architecture.classes != len(dataset.labels.classes):
         raise IncompatibleError(f"the architecture has {architecture.classes} classes, {dataset.name} has {len(dataset.labels.classes)}")
-    run = _Run(architecture, settings, seed, device, start)
+    weights = class_weights(class_shares(dataset), settings.class_weights) if settings.class_weights else None
+    run = _Run(architecture, settings, seed, device, start, weights)
     data = f"{dataset.name} {dataset.split}, {len(dataset)} samples"
     origin = weights_digest(start) if start else "none"
-    identity = {"architecture": architecture.digest, "seed": seed, "data": data, "start": origin, "settings": _plain(settings)}
+    identity = {"architecture": architecture.digest, "seed": seed, "data": data, "start": origin, "settings": plain_settings(settings)}
     if checkpoint.is_file():
         run.restore(checkpoint, identity)
     per_epoch = batch_count(len(dataset), settings.batch)
     augmentation = Augmentation(settings.crop, settings.scale, brightness=settings.colour, contrast=settings.colour, saturation=settings.colour)
     cache, saved = ImageCache(CACHE_BYTES), time.monotonic()
+    workers = (0 if run.device.type == "cpu" else 4) if workers is None else workers
     while run.step < settings.steps:
         epoch, offset = divmod(run.step, per_epoch)
         stream = batches(
@@ -144,7 +168,15 @@ def train(
 class _Run:
     """Everything that changes while training, in one place, so that a checkpoint can hold all of it."""
 
-    def __init__(self, architecture: Architecture, settings: TrainSettings, seed: int, device: str, start: Mapping[str, Tensor] | None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        settings: TrainSettings,
+        seed: int,
+        device: str,
+        start: Mapping[str, Tensor] | None,
+        class_weights: Tensor | None,
+    ) -> None:
         network = initialised(architecture, seed)
         if start:
             missing = network.load_state_dict(dict(start), strict=False)
@@ -156,9 +188,10 @@ class _Run:
             initialise(self.model.head)
         self.model.head.requires_grad_(settings.auxiliary > 0)  # DistributedDataParallel waits for the gradient of whatever may have one
         self.settings, self.device = settings, torch.device(device)
+        self.class_weights = None if class_weights is None else class_weights.to(self.device)
         self.model = self.model.to(self.device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
-        self.optimiser = torch.optim.SGD(_groups(self.model, settings.weight_decay), lr=settings.learning_rate, momentum=settings.momentum)
+        self.optimiser = _optimiser(self.model, settings)
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.network.state_dict().items()}
         self.step, self.smooth = 0, 0.0
         self.curve_steps, self.curve_losses = list[int](), list[float]()
@@ -174,10 +207,11 @@ class _Run:
             group["lr"] = rate
         with _mixed_precision(self.device):
             logits, auxiliary = self.parallel(images)
-        loss = ohem_cross_entropy(logits.float(), labels, threshold=self.settings.ohem_threshold)
+        threshold, weights = self.settings.ohem_threshold, self.class_weights
+        loss = ohem_cross_entropy(logits.float(), labels, threshold=threshold, weights=weights)
         if self.settings.auxiliary:
             small = nearest_labels(labels, (int(auxiliary.shape[-2]), int(auxiliary.shape[-1])))
-            loss = loss + self.settings.auxiliary * ohem_cross_entropy(auxiliary.float(), small, threshold=self.settings.ohem_threshold)
+            loss = loss + self.settings.auxiliary * ohem_cross_entropy(auxiliary.float(), small, threshold=threshold, weights=weights)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise VerificationError(
@@ -235,9 +269,7 @@ class _Run:
     def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Continue from a checkpoint of the same run; IncompatibleError names what differs."""
         tensors, state = load_tensors(path)
-        for name, value in identity.items():
-            if state.get("identity", {}).get(name) != value:
-                raise IncompatibleError(f"{path} is a checkpoint of another run: its {name} is {state.get('identity', {}).get(name)}, not {value}")
+        require_identity(path, state, identity, "run")
         self.model.load_state_dict(unprefixed("model", tensors))
         self.ema = {name: tensor.to(self.device) for name, tensor in unprefixed("ema", tensors).items()}
         restore_optimiser(self.optimiser, self.names, unprefixed("optimiser", tensors))
@@ -258,6 +290,19 @@ def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return small[:, 0].long()
 
 
+def class_weights(shares: Sequence[float], c: float) -> Tensor:
+    """ENet's weights 1 / ln(c + share), float32, one a class (section 5 of its paper, recalled)."""
+    return torch.tensor([1 / math.log(c + share) for share in shares])
+
+
+def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    groups = _groups(model, settings.weight_decay)
+    if settings.optimiser == "adamw":
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=on_cpu)  # on a GPU its step counts would have to lie there
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+
+
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]  # normalisation and biases: no decay
@@ -274,9 +319,3 @@ def _world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size(), torch.distributed.get_rank()
     return 1, 0
-
-
-def _plain(settings: TrainSettings) -> dict[str, Any]:
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
-    del values["checkpoint_s"]  # when to save changes nothing that is computed
-    return values

@@ -156,6 +156,21 @@ def normalise(images: Bytes) -> NDArray[np.float32]:
     return result
 
 
+def network_input(image: Bytes, height: int, width: int) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32, normalised; resized bilinearly where the size differs."""
+    small = image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return normalise(np.asarray(small, np.uint8)[None])
+
+
+def class_shares(dataset: Dataset, most: int = 500) -> tuple[float, ...]:
+    """Share of the labelled pixels that each class has, over at most `most` evenly spaced samples of the dataset."""
+    counts = np.zeros(len(dataset.labels.classes), np.int64)
+    for index in range(0, len(dataset), -(-len(dataset) // most)):
+        ids = dataset.labels.train_ids(read_label(dataset.samples[index], dataset.labels))
+        counts += np.bincount(ids.ravel(), minlength=256)[: len(counts)]
+    return tuple((counts / max(1, counts.sum())).tolist())
+
+
 def halves(count: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Two disjoint halves of 0..count-1, each ascending, for weights and for architecture; the first has the odd one. InputError below 2."""
     if count < 2:

@@ -7,16 +7,20 @@ recipe.json -> [streets/] -> table.json -> budget.json -> search.json -> arch.js
 import json
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from segnas.arch import Architecture
+from segnas.cost import network_cost
 from segnas.data import Dataset, layout_of, open_dataset
 from segnas.errors import IncompatibleError, UsageError
+from segnas.export.manifest import versions
 from segnas.files import plain, read_json, read_noun, unplain, write_noun, write_text
 from segnas.latency import LatencyTable
+from segnas.latency_tables.store import load_table, save_table
 from segnas.recipe import Recipe, flattened
 from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
 from segnas.runtime.onnxruntime_session import cpu_target
@@ -27,7 +31,6 @@ from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.steps import (
     SERVICES,
-    Found,
     Progress,
     Services,
     bench_engine,
@@ -37,12 +40,12 @@ from segnas.steps import (
     examples,
     export_engine,
     load_network,
-    make_report,
     make_table,
     read_curves,
     require_device,
     require_entries,
     search_space,
+    shares,
     train_network,
     write_report,
 )
@@ -114,8 +117,6 @@ class Run:
 
     def given_table(self) -> LatencyTable | None:
         """The table that is to be used instead of profiling, if there is one, checked against target and space."""
-        from segnas.latency_tables.store import load_table
-
         if self.table_file is None:
             return None
         table = load_table(self.table_file)
@@ -224,8 +225,6 @@ def _streets(work: Run) -> None:
 
 
 def _profile(work: Run) -> None:
-    from segnas.latency_tables.store import save_table
-
     out, space, target = work.folder / "table.json", work.space(), work.target()
     if out.is_file():
         return
@@ -241,8 +240,6 @@ def _profile(work: Run) -> None:
 
 
 def _table(work: Run) -> LatencyTable:
-    from segnas.latency_tables.store import load_table
-
     return load_table(work.folder / "table.json")
 
 
@@ -328,11 +325,13 @@ def _report(work: Run) -> Report:
     engine, timing = read_noun(folder / "model.onnx.json", Engine), read_noun(folder / "timing.json", Timing)
     estimate = table.estimate(architecture)
     measurements = unplain(tuple[Measurement, ...], derived["measurements"], "measurements")
-    found = Found(
+    report = Report(
         name=work.recipe.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         space=work.recipe.space,
         method=f"alternating bilevel, first order, {work.recipe.search.sampler}",
         architecture=architecture,
+        architecture_digest=architecture.digest,
         engine=engine,
         budget=Budget(
             asked["asked"],
@@ -346,17 +345,15 @@ def _report(work: Run) -> Report:
         timing=timing,
         accuracy=read_noun(folder / "accuracy.json", Accuracy),
         floors=unplain(tuple[Floor, ...], read_json(folder / "floors.json")["floors"], "floors"),
-        estimate=estimate,
+        cost=network_cost(architecture, engine.target.height, engine.target.width),
+        shares=shares(estimate),
         pretraining=load_network(architecture, folder / "weights.safetensors")[1],
         recipe=flattened(work.recipe),
         seconds=tuple((k, float(v)) for k, v in read_json(folder / "seconds.json").items()),
+        versions=versions(),
         curves=(*read_curves(folder / "search.json"), *read_curves(folder / "weights.json")),
     )
-    report = make_report(found)
-    session = open_session((folder / "model.onnx").read_bytes(), engine.target)
-    try:
+    with closing(open_session((folder / "model.onnx").read_bytes(), engine.target)) as session:
         shown = examples(session, work.dataset(work.recipe.data.eval_split), 4)
-    finally:
-        session.close()
     write_report(report, folder, [(name, triptych(*images)) for name, *images in shown], estimate)
     return report

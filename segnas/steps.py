@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from segnas import __version__
 from segnas.arch import Architecture, canonical_json
-from segnas.cost import network_cost
-from segnas.data import Dataset, normalise
+from segnas.data import Dataset, network_input
 from segnas.errors import IncompatibleError, InputError, RequirementError, UsageError
 from segnas.export.graph import graph_sha256, onnx_from_network
 from segnas.export.manifest import read_engine, versions, write_engine
@@ -35,7 +34,7 @@ from segnas.latency_tables.store import save_table
 from segnas.measurements import MeasurementJournal
 from segnas.metrics import floors
 from segnas.network import Network, initialised, weights_digest
-from segnas.report import Accuracy, Budget, Curve, Engine, Floor, Report, Share, Timing
+from segnas.report import Accuracy, Curve, Engine, Floor, Report, Share, Timing
 from segnas.runtime.bench import bench
 from segnas.runtime.evaluate import evaluate
 from segnas.runtime.onnxruntime_session import cpu_target
@@ -69,9 +68,9 @@ def prepare_probe(architecture: Architecture, target: Target) -> Timed:
     return open_session(onnx_from_network(initialised(architecture, 0).eval(), target), target)
 
 
-def measure_network(architecture: Architecture, table: LatencyTable) -> float:
+def measure_network(architecture: Architecture, table: LatencyTable, prepare: Prepare = prepare_probe) -> float:
     """The sentinel-normalised latency of one network on the table's target, in ms."""
-    return repeatable_ms(lambda: measure(architecture, table.target, prepare=prepare_probe, sentinel_ref_ms=reference_ms(table)).median_ms)
+    return repeatable_ms(lambda: measure(architecture, table.target, prepare=prepare, sentinel_ref_ms=reference_ms(table)).median_ms)
 
 
 def repeatable_ms(measure_once: Callable[[], float], *, within: float = 0.03, most: int = 5) -> float:
@@ -94,7 +93,7 @@ def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) 
     def prepare(wanted: Architecture, target: Target) -> Timed:
         return open_session(artefact, target) if wanted == architecture else prepare_probe(wanted, target)
 
-    return repeatable_ms(lambda: measure(architecture, table.target, prepare=prepare, sentinel_ref_ms=reference_ms(table)).median_ms)
+    return measure_network(architecture, table, prepare)
 
 
 SERVICES = Services(prepare_probe, measure_network, measure_engine)
@@ -291,32 +290,17 @@ def export_engine(network: Network, target: Target, folder: Path, *, dataset: Da
     digest = weights_digest(network.state_dict())
     metadata = {"classes": ",".join(classes), "architecture": architecture.digest, "weights_sha256": digest, "tool": f"segnas {__version__}"}
     content = onnx_from_network(network, target, metadata=metadata)
-    images = parity_images(dataset, target)
+    images = [network_input(dataset.read(index)[0], target.height, target.width) for index in range(min(PARITY_IMAGES, len(dataset)))]
 
     def reference(image: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
             return network(torch.from_numpy(image)).numpy()
 
-    session = open_session(content, target)
-    try:
+    with closing(open_session(content, target)) as session:
         result = parity(reference, session.run, images, output_contract=target.output_contract, reference_name=f"torch {torch.__version__}")
-    finally:
-        session.close()
     return write_engine(
         folder, content, target=target, architecture=architecture, weights_sha256=digest, classes=classes, parity=result, versions=versions()
     )
-
-
-def parity_images(dataset: Dataset, target: Target) -> list[NDArray[np.float32]]:
-    """The first images of the dataset at the target's size, normalised, each (1, 3, H, W)."""
-    import cv2
-
-    images: list[NDArray[np.float32]] = []
-    for index in range(min(PARITY_IMAGES, len(dataset))):
-        image, _ = dataset.read(index)
-        resized = cv2.resize(image, (target.width, target.height), interpolation=cv2.INTER_LINEAR)
-        images.append(normalise(np.asarray(resized, np.uint8)[None]))
-    return images
 
 
 def bench_engine(path: Path, *, seconds: float, progress: Progress | None = None) -> tuple[Engine, Timing]:
@@ -327,11 +311,8 @@ def bench_engine(path: Path, *, seconds: float, progress: Progress | None = None
         if progress:
             progress(round(100 * share), 100, "")
 
-    session = open_session(artefact.read_bytes(), engine.target)
-    try:
+    with closing(open_session(artefact.read_bytes(), engine.target)) as session:
         return engine, bench(session, scope=engine.target.scope, min_seconds=seconds, progress=told)
-    finally:
-        session.close()
 
 
 def evaluate_engine(path: Path, dataset: Dataset, *, progress: Progress | None = None) -> Accuracy:
@@ -340,11 +321,8 @@ def evaluate_engine(path: Path, dataset: Dataset, *, progress: Progress | None =
     expected = tuple(label.name for label in dataset.labels.classes)
     if engine.classes != expected:
         raise IncompatibleError(f"{path} has classes {', '.join(engine.classes)}; {dataset.name} has {', '.join(expected)}")
-    session = open_session(artefact.read_bytes(), engine.target)
-    try:
+    with closing(open_session(artefact.read_bytes(), engine.target)) as session:
         return evaluate(session, dataset, progress=None if progress is None else lambda done, total: progress(done, total, ""))
-    finally:
-        session.close()
 
 
 def dataset_floors(train: Dataset, evaluation: Dataset) -> tuple[Floor, ...]:
@@ -376,9 +354,7 @@ def examples(session: Session, dataset: Dataset, count: int) -> list[tuple[str, 
     results: list[tuple[str, Bytes, Bytes, Bytes]] = []
     for index in chosen:
         image, ids = dataset.read(index)
-        height, width = session.specification.input.shape[2:]
-        resized = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-        labels = session.run(normalise(resized[None]))[0].astype(np.uint8)
+        labels = session.run(network_input(image, *session.specification.input.shape[2:]))[0].astype(np.uint8)
         enlarged = np.asarray(cv2.resize(labels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST), np.uint8)
         truth = dataset.labels.colours(dataset.labels.train_ids(ids))
         results.append((dataset.samples[index].name, image, truth, dataset.labels.colours(enlarged)))
@@ -393,51 +369,6 @@ def write_curves(path: Path, curves: Sequence[Curve], **extra: object) -> None:
 def read_curves(path: Path) -> tuple[Curve, ...]:
     """The curves that `write_curves` wrote."""
     return unplain(tuple[Curve, ...], read_json(path).get("curves"), "curves")
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the earlier steps found, all that a report is made of."""
-
-    name: str
-    space: str
-    method: str
-    architecture: Architecture
-    engine: Engine
-    budget: Budget
-    timing: Timing
-    accuracy: Accuracy
-    floors: tuple[Floor, ...]
-    estimate: Estimate
-    pretraining: str
-    recipe: tuple[tuple[str, str], ...]
-    seconds: tuple[tuple[str, float], ...]
-    curves: tuple[Curve, ...]
-
-
-def make_report(found: Found) -> Report:
-    """The report of a finished run."""
-    target = found.engine.target
-    return Report(
-        name=found.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        space=found.space,
-        method=found.method,
-        architecture=found.architecture,
-        architecture_digest=found.architecture.digest,
-        engine=found.engine,
-        budget=found.budget,
-        timing=found.timing,
-        accuracy=found.accuracy,
-        floors=found.floors,
-        cost=network_cost(found.architecture, target.height, target.width),
-        shares=shares(found.estimate),
-        pretraining=found.pretraining,
-        recipe=found.recipe,
-        seconds=found.seconds,
-        versions=versions(),
-        curves=found.curves,
-    )
 
 
 def write_report(report: Report, folder: Path, pictures: Sequence[tuple[str, bytes]], estimate: Estimate) -> None:

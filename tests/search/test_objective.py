@@ -101,6 +101,15 @@ def test_one_pixel_that_is_no_number_shows_among_hard_ones() -> None:
     assert not torch.isfinite(ohem_cross_entropy(logits, labels, threshold=0.99))
 
 
+def test_weighted_hard_pixels_against_the_official_weighted_loss() -> None:
+    logits, labels = drawn(3)
+    weights = torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0])
+    official = torch.nn.functional.cross_entropy(logits, labels, weight=weights, ignore_index=255)
+    assert ohem_cross_entropy(logits, labels, threshold=1.0, weights=weights).item() == pytest.approx(official.item(), rel=1e-5)
+    even = ohem_cross_entropy(logits, labels, threshold=0.3, weights=torch.full((5,), 3.0))
+    assert even.item() == pytest.approx(ohem_cross_entropy(logits, labels, threshold=0.3).item(), rel=1e-5)
+
+
 # ---- the latency term
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from segnas.arch import Architecture, Node
-from segnas.data import Dataset, open_dataset
-from segnas.errors import IncompatibleError, InputError, VerificationError
+from segnas.data import Dataset, class_shares, open_dataset
+from segnas.errors import IncompatibleError, InputError, UsageError, VerificationError
 from segnas.files import write_noun
 from segnas.kinds import kind
 from segnas.network import Network, initialised
 from segnas.search.checkpoint import load_tensors
-from segnas.search.train import AuxiliaryNetwork, Trained, TrainSettings, auxiliary_node, learning_rate, nearest_labels, train
+from segnas.search.train import AuxiliaryNetwork, Trained, TrainSettings, auxiliary_node, class_weights, learning_rate, nearest_labels, train
 from segnas.streets import write_streets
 
 SETTINGS = TrainSettings(steps=10, batch=4, crop=(48, 64), warmup=2, learning_rate=0.1, checkpoint_s=0.0)
@@ -107,6 +107,32 @@ def test_an_interrupted_training_ends_in_the_same_bytes(streets: Dataset, tmp_pa
     assert steps == list(range(at, 11))
     assert bytes_of(resumed.weights) == bytes_of(undisturbed.weights)
     assert resumed.curves == undisturbed.curves
+
+
+def test_adamw_with_class_weights_resumes_to_the_same_bytes(streets: Dataset, tmp_path: Path, undisturbed: Trained) -> None:
+    settings = replace(SETTINGS, optimiser="adamw", learning_rate=0.003, class_weights=1.02)
+    whole = train(tiny(), streets, settings, seed=5, checkpoint=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(tiny(), streets, settings, seed=5, checkpoint=tmp_path / "c", progress=stopping(5))
+    resumed = train(tiny(), streets, settings, seed=5, checkpoint=tmp_path / "c")
+    assert bytes_of(resumed.weights) == bytes_of(whole.weights) != bytes_of(undisturbed.weights)
+
+
+def test_class_weights_are_those_of_the_formula(streets: Dataset) -> None:
+    shares = class_shares(streets)
+    ids = [streets.labels.train_ids(streets.read(i)[1]) for i in range(len(streets))]
+    for index, share in enumerate(shares):
+        assert share == pytest.approx(sum(int((i == index).sum()) for i in ids) / sum(int((i != 255).sum()) for i in ids))
+    assert class_weights((0.0, 0.5), 1.02).tolist() == pytest.approx([1 / math.log(1.02), 1 / math.log(1.52)], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"optimiser": "adam"}, "allowed: sgd, adamw"), ({"class_weights": 0.5}, "a number above 1"), ({"class_weights": -1.0}, "0 ")],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(SETTINGS, **changed)
 
 
 def test_a_finished_training_is_not_trained_again(streets: Dataset, tmp_path: Path, undisturbed: Trained) -> None:
