@@ -5,6 +5,7 @@ says. Everything is static. Initialisers carry the names of the network's parame
 profile can be read back. Same network, same target: same bytes, on every machine with the same packages.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,10 +53,13 @@ def onnx_from_network(network: Network, target: Target, *, metadata: Mapping[str
 
 
 def graph_sha256(operation: Operation, *, batch: int = 1, runtime: str = "onnxruntime", cache: Path | None = None) -> str:
-    """Hash of the operation's exported graph: structure and shapes of the weights, not their values. Only the argmax differs between runtimes."""
-    if operation.op == "argmax":
-        return labels_template(operation, runtime).sha256
-    return templates([operation], batch=batch, cache=cache)[0].sha256
+    """Hash of the operation's exported graph: structure, shapes of the weights and of what it reads and gives, never a weight's value. Only the
+    argmax differs between runtimes.
+    """
+    argmax = operation.op == "argmax"
+    template = labels_template(operation, runtime) if argmax else templates([operation], batch=batch, cache=cache)[0]
+    ports = [[batch, *shape] for shape in (*operation.inputs, operation.output)]
+    return hashlib.sha256(f"{template.sha256} {ports}".encode()).hexdigest()
 
 
 def whole_onnx_from_network(network: Network, target: Target) -> bytes:

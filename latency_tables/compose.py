@@ -1,16 +1,18 @@
-"""Compose: from the sum of a table's entries to whole networks, by one factor fitted on networks that were measured whole.
+"""Compose: from the sum of a table's entries to whole networks, by what was fitted on networks that were measured whole.
 
 Additivity holds well once entries were measured in place; one factor on 5 to 10 networks takes what is left (MAPE 1.2 to 1.5 % on 60 held-out
-networks in our study). More coefficients on fewer than 40 networks make the ranking worse, so there are none.
+networks in our study). More coefficients on fewer than 40 networks make the ranking worse, so there are none; the fit itself is
+`segnas.calibration`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from segnas.arch import Architecture
 from segnas.errors import InputError
-from segnas.latency import LatencyTable, Prepare, Probe
-from segnas.latency_tables.measure import ROUNDS, Measured, measure_all
+from segnas.latency import ENTRIES_FROM, LatencyTable, Prepare
+from segnas.latency_tables.measure import ROUNDS, TOGETHER, Measured, measure_all
 
 SENTINEL_KEY = "sentinel_ms"
 
@@ -30,7 +32,16 @@ class Residual(NamedTuple):
 
 def reference_ms(table: LatencyTable) -> float | None:
     """The sentinel's time to which the table's figures refer; None in a table that was not made by `profile`."""
-    return next((float(value) for name, value in table.provenance if name == SENTINEL_KEY), None)
+    value = table.provenance_of(SENTINEL_KEY)
+    if value is None:
+        return None
+    try:
+        reference = float(value)
+    except ValueError:
+        reference = math.nan
+    if not 0 < reference < math.inf:
+        raise InputError(f"the table of {table.space!r} has {SENTINEL_KEY} {value!r} in its provenance; a positive number is needed: profile again")
+    return reference
 
 
 def calibrate(
@@ -41,17 +52,35 @@ def calibrate(
     measure_rounds: int = ROUNDS,
     sentinel: float | None = None,
     seed: int = 0,
+    known: Mapping[str, float] | None = None,
+    keep: Callable[[str, float], None] | None = None,
 ) -> LatencyTable:
-    """The table with one scale fitted on these networks, measured whole and once each.
+    """The table fitted on these networks, measured whole and once each: one scale, and from 40 networks on a correction for each entry.
 
-    `sentinel` overrides the reference time in ms that the table's provenance holds. InputError where none is given.
+    `sentinel` overrides the reference time in ms that the table's provenance holds. `known` is what an interrupted calibration measured, by digest;
+    `keep` is told of each measurement as soon as it is made. InputError where no network is given.
     """
-    distinct = tuple({a.digest: a for a in architectures}.values())
+    distinct = {a.digest: a for a in architectures}
     if not distinct:
         raise InputError("calibration was given no networks; at least 1 is needed, 5 to 10 are advised")
-    sums = [table.raw_sum_ms(a) for a in distinct]  # before the clock: a missing entry must not cost a measurement
-    measured = measure_all(distinct, table.target, prepare=prepare, sentinel_ref_ms=sentinel or reference_ms(table), rounds=measure_rounds, seed=seed)
-    return table.calibrated(Probe(a.digest, total, m.median_ms) for a, total, m in zip(distinct, sums, measured, strict=True))
+    for architecture in distinct.values():
+        table.raw_sum_ms(architecture)  # before the clock: a missing entry must not cost a measurement
+    found = {digest: ms for digest, ms in (known or {}).items() if digest in distinct}
+    left = [architecture for digest, architecture in distinct.items() if digest not in found]
+    for group in (left[i : i + TOGETHER] for i in range(0, len(left), TOGETHER)):
+        reference = sentinel or reference_ms(table)
+        measured = measure_all(group, table.target, prepare=prepare, sentinel_ref_ms=reference, rounds=measure_rounds, seed=seed)
+        for architecture, label in zip(group, measured, strict=True):
+            found[architecture.digest] = label.median_ms
+            if keep:
+                keep(architecture.digest, label.median_ms)
+    level = "entries" if len(distinct) >= ENTRIES_FROM else "scale"
+    return table.calibrated([table.probe(architecture, found[digest]) for digest, architecture in distinct.items()], level)
+
+
+def most_telling(table: LatencyTable, architectures: Sequence[Architecture]) -> Architecture:
+    """The network whose measurement would tell most: the one whose estimate is the least sure for want of measurements; the first of equals."""
+    return max(architectures, key=table.model_sd)
 
 
 def residuals(table: LatencyTable, architectures: Sequence[Architecture], measured: Sequence[Measured]) -> tuple[Residual, ...]:

@@ -1,6 +1,7 @@
 """Journal: what a profile has measured so far, one JSON line per finished entry, so that an interrupted profile goes on where it stopped."""
 
 import json
+import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,6 +31,16 @@ class Record:
     def samples(self) -> int:
         """How many timed runs it holds."""
         return sum(len(visit.samples_ms) for turns in self.visits for visit in turns)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each rung was visited equally often, and every time is a positive number."""
+        rounds = {len(turns) for turns in self.visits}
+        times = [ms for turns in self.visits for visit in turns for ms in (visit.sentinel_ms, *visit.samples_ms)]
+        sampled = all(visit.samples_ms for turns in self.visits for visit in turns)
+        return (
+            len(self.visits) == len(self.copies) > 1 and len(rounds) == 1 and 0 not in rounds and sampled and all(0 < ms < math.inf for ms in times)
+        )
 
 
 class Journal:
@@ -105,10 +116,14 @@ def header_of(space: str, target: Target, protocol: str) -> dict[str, object]:
 
 def _check_header(path: Path, line: bytes, wanted: dict[str, object]) -> None:
     held = _object(path, 1, line)
-    if held.get("schema") != SCHEMA:
-        raise InputError(f"{path} has schema {held.get('schema')!r}; a journal of schema {SCHEMA} is needed")
+    schema = held.get("schema")
+    if schema != SCHEMA:
+        kind = IncompatibleError if isinstance(schema, str) and schema.startswith(SCHEMA.partition("/")[0] + "/") else InputError
+        raise kind(f"{path} has schema {schema!r}; a journal of schema {SCHEMA} is needed")
+    if not isinstance(held.get("target"), dict):
+        raise InputError(f"{path}, line 1: target is {held.get('target')!r}; an object is needed")
     pairs = [(name, held.get(name), value) for name, value in wanted.items() if name != "target"]
-    here, there = cast(dict[str, object], held.get("target") or {}), cast(dict[str, object], wanted["target"])
+    here, there = cast(dict[str, object], held["target"]), cast(dict[str, object], wanted["target"])
     pairs += [(f.name, here.get(f.name), there[f.name]) for f in fields(Target)]
     differing = [f"{name}: the journal has {a!r}, asked for is {b!r}" for name, a, b in pairs if a != b]
     if differing:
@@ -118,7 +133,10 @@ def _check_header(path: Path, line: bytes, wanted: dict[str, object]) -> None:
 def _record(path: Path, number: int, line: bytes) -> Record:
     data = _object(path, number, line)
     try:
-        return unplain(Record, data)
+        record: Record = unplain(Record, data)
+        if not record.is_whole:
+            raise InputError("its turns are not complete, or hold a sample that is no time")
+        return record
     except InputError as error:
         raise InputError(f"{path}, line {number}: {error}; remove the line, and its entry is measured again") from None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segnas.arch import Operation
+from segnas.errors import IncompatibleError
 from segnas.latency import Entry, LatencyTable, Prepare, Timed
 from segnas.latency_tables.compose import SENTINEL_KEY
 from segnas.latency_tables.journal import Journal, Record, header_of
@@ -78,6 +79,7 @@ def profile(
     """
     plan = designs(operations, target)
     with Journal(journal, header_of(space_name, target, PROTOCOL)) as log:
+        _require_graphs(plan, log, graph_sha256)
         done = sum(1 for design in plan if log.records(design.operation))
         for attempt in range(repeats + 1):
             pending = _pending(plan, log, attempt)
@@ -95,6 +97,16 @@ def time_of(visits: Sequence[Sequence[Visit]]) -> float:
     return sum(sum(v.samples_ms) * (1 + 1 / len(v.samples_ms)) + 2 * v.sentinel_ms for turns in visits for v in turns)
 
 
+def _require_graphs(plan: Sequence[Design], log: Journal, graph_sha256: Callable[[Operation], str]) -> None:
+    """IncompatibleError where the journal holds an operation that is exported as another graph by now."""
+    for design in plan:
+        records = log.records(design.operation)
+        if records and {record.graph_sha256 for record in records} != {graph_sha256(design.operation)}:
+            raise IncompatibleError(
+                f"{log.path} holds {design.operation} as another graph than it is exported as now; remove it or choose another --out"
+            )
+
+
 def _pending(plan: Sequence[Design], log: Journal, attempt: int) -> list[Design]:
     """What this attempt measures: everything at first, then what is not settled, and in each case not what the journal holds."""
     waiting = [design for design in plan if len(log.records(design.operation)) == attempt]
@@ -104,7 +116,7 @@ def _pending(plan: Sequence[Design], log: Journal, attempt: int) -> list[Design]
     scale = CHEAP * percentile([price.ms for price in known.values()], 50)
     unsure = [design for design in waiting if not known[design.operation].is_settled(scale)]
     unsure.sort(key=lambda design: -known[design.operation].half_width_ms)
-    earlier = [record for design in plan for record in log.records(design.operation) if record.attempt < attempt]
+    earlier = [record for design in plan for record in log.records(design.operation) if record.attempt <= attempt]
     left = REPEATED_MS * len(plan) - sum(time_of(record.visits) for record in earlier if record.attempt > 0)
     chosen: list[Design] = []
     for design in unsure:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from segnas.arch import Operation
-from segnas.latency import NORMAL_90
+from segnas.calibration import NORMAL_95
 from segnas.latency_tables.probes import Design
 from segnas.latency_tables.sentinel import Visit, steady_rounds
 from segnas.timing import interquartile_mean, percentile
@@ -29,7 +29,7 @@ class Slope:
     @property
     def half_width(self) -> float:
         """Half the 90 % confidence interval of `value`."""
-        return NORMAL_90 * IQM_LOSS * self.round_sd / math.sqrt(self.rounds)
+        return NORMAL_95 * IQM_LOSS * self.round_sd / math.sqrt(self.rounds)
 
 
 def slope_weights(copies: Sequence[int]) -> list[float]:

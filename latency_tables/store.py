@@ -12,7 +12,7 @@ from typing import Any, cast
 from segnas.arch import canonical_json
 from segnas.errors import IncompatibleError, InputError
 from segnas.files import SCHEMA_VERSIONS, plain, read_json, unplain, write_text
-from segnas.latency import LatencyTable
+from segnas.latency import ENTRY_KINDS, LEVELS, SOURCES, LatencyTable
 
 _NAME, _VERSION = SCHEMA_VERSIONS[LatencyTable]
 SCHEMA = f"{_NAME}/{_VERSION}"
@@ -44,7 +44,7 @@ def load_table(path: Path) -> LatencyTable:
     if schema != SCHEMA:
         kind = IncompatibleError if isinstance(schema, str) and schema.startswith(f"{_NAME}/") else InputError
         raise kind(f"{path} has schema {schema!r}; a latency table of schema {SCHEMA} is needed")
-    if stated != _digest_or_none(data):
+    if stated is None or stated != _digest_or_none(data):
         raise InputError(f"{path} was changed after it was written: its content does not match its content_sha256 {stated!r}; profile again")
     try:
         table = unplain(LatencyTable, data)
@@ -61,6 +61,19 @@ def _checked(path: Path, table: LatencyTable) -> LatencyTable:
         seen.add(entry.operation)
         if not (math.isfinite(entry.median_ms) and entry.median_ms > 0):
             raise InputError(f"{path} prices {entry.operation} at {entry.median_ms} ms; a positive number is needed")
+        if not (0 <= entry.spread < math.inf and entry.samples >= 1 and entry.kind in ENTRY_KINDS and entry.source in SOURCES):
+            raise InputError(
+                f"{path}: {entry.operation} has spread {entry.spread}, {entry.samples} samples, kind {entry.kind!r} and source {entry.source!r}; "
+                f"needed are a spread of 0 or more, 1 sample or more, one of {', '.join(ENTRY_KINDS)} and one of {', '.join(SOURCES)}"
+            )
+        if not 0 < table.price_ms(entry.operation) < math.inf:
+            raise InputError(f"{path} prices {entry.operation} at {table.price_ms(entry.operation)} ms when calibrated; a positive number is needed")
+    made = table.calibration
+    if not (0 <= table.overhead_ms < math.inf and 0 < made.scale < math.inf and 0 <= made.relative_sd < math.inf and made.level in LEVELS):
+        raise InputError(
+            f"{path} has overhead_ms {table.overhead_ms}, calibration scale {made.scale}, relative_sd {made.relative_sd} and level {made.level!r}; "
+            f"0 or more, more than 0, 0 or more, and one of {', '.join(LEVELS)} are needed"
+        )
     return table
 
 

@@ -8,7 +8,7 @@ from statistics import median
 
 from segnas.arch import Architecture
 from segnas.errors import InputError, UsageError
-from segnas.latency import LatencyTable, Probe
+from segnas.latency import LatencyTable
 from segnas.search.derive import under_budget
 from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Derived, Space
@@ -107,7 +107,8 @@ def meet_budget(
         candidates[architecture.digest] = (genotype, derived, ms)
         ratios.append(ms / aim.price(genotype))
         record.append(Measurement(architecture.digest, table.estimate(architecture).total_ms, ms))
-        table = table.calibrated((*table.calibration.probes, Probe(architecture.digest, table.raw_sum_ms(architecture), ms)))
+        level = table.calibration.level if table.calibration.level != "sum" else "scale"
+        table = table.calibrated((*table.calibration.probes, table.probe(architecture, ms)), level)
         if on_measured:
             on_measured(record[-1])
         if window[0] * budget <= ms <= window[1] * budget:

@@ -1,6 +1,5 @@
 """The search: weights on one half of the training images, decisions on the other, in turn, under a latency term (CAS; DARTS, algorithm 1)."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -111,7 +110,8 @@ def search(
         "budget_ms": budget_ms,
         "settings": plain_settings(settings),
     }
-    identity["table"] = {"target": str(table.target), "scale": table.calibration.scale, "prices": _prices_digest(table)}
+    corrections = [list(correction) for correction in table.calibration.corrections]
+    identity["table"] = {"prices": table.prices_digest, "scale": table.calibration.scale, "corrections": corrections}
     if checkpoint.is_file():
         run.restore(checkpoint, identity)
     first, second = halves(len(dataset), seed)
@@ -285,12 +285,6 @@ def _stream(
         ):
             yield batch
             done += 1
-
-
-def _prices_digest(table: LatencyTable) -> str:
-    """The first 16 digits of the sha256 of all that the table says about milliseconds."""
-    lines = sorted(f"{entry.operation.digest} {entry.median_ms!r}" for entry in table.entries)
-    return hashlib.sha256("\n".join([f"overhead {table.overhead_ms!r}", *lines]).encode()).hexdigest()[:16]
 
 
 def _freeze_normalisation(supernet: nn.Module) -> None:

@@ -4,24 +4,16 @@ Results go to stdout, progress to stderr.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from segnas import __version__
-from segnas.errors import InputError, UsageError
-
-FILE = click.Path(path_type=Path)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-THREADS = click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Intra-op threads of the runtime.")
-SIZE = click.option("--size", required=True, metavar="HxW", help="Size of the engine's input, HEIGHTxWIDTH.")
-SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Every random draw follows from it.")
-DATASET = click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
-CLASSES = click.option("--classes", type=click.IntRange(2, 256), default=19, show_default=True, help="Classes of the dataset: the head's width.")
-DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to search and train: cpu or cuda.")
-ROOT = click.option("--data-root", type=FILE, required=True, help="Folder of the dataset.")
+from segnas.cli_data import data
+from segnas.cli_options import CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
+from segnas.cli_tables import tables
+from segnas.errors import UsageError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,7 +106,7 @@ def recipes(as_json: bool) -> None:
     from segnas.recipe import read_recipe, recipe_names
 
     rows = [(n, read_recipe(n)) for n in recipe_names()]
-    _print(
+    emit(
         {n: {"space": r.space, "budget": r.budget, "data": r.data.name, "size": f"{r.target.height}x{r.target.width}"} for n, r in rows},
         as_json,
         [f"{n:<14} {r.space:<10} {r.data.name:<11} {r.target.height}x{r.target.width}  budget {r.budget}" for n, r in rows],
@@ -130,7 +122,7 @@ def spaces(classes: int, as_json: bool) -> None:
 
     rows = {name: make(classes) for name, make in SPACES.items()}
     found = {name: {"networks": str(space.count()), "decisions": len(space.decisions)} for name, space in rows.items()}
-    _print(found, as_json, [f"{name:<12} {len(space.decisions):>3} decisions, {space.count():.3g} networks" for name, space in rows.items()])
+    emit(found, as_json, [f"{name:<12} {len(space.decisions):>3} decisions, {space.count():.3g} networks" for name, space in rows.items()])
 
 
 @segnas.command()
@@ -140,27 +132,30 @@ def spaces(classes: int, as_json: bool) -> None:
 @CLASSES
 @click.option("--networks", type=click.IntRange(0), default=10, show_default=True, help="Whole random networks that calibrate the sum.")
 @click.option("--out", type=FILE, required=True, help="The table, a .json file; an interrupted profile continues from its journal.")
+@click.option("--strict", is_flag=True, help="Refuse to measure on a machine that is not quiet.")
 @SEED
 @JSON
-def profile(space: str, size: str, threads: int, classes: int, networks: int, out: Path, seed: int, as_json: bool) -> None:
+def profile(space: str, size: str, threads: int, classes: int, networks: int, out: Path, strict: bool, seed: int, as_json: bool) -> None:
     """Measure a latency table of SPACE on this machine.
 
     Example: segnas profile cas-fast --size 360x480 --classes 11 --out cas-fast.json
     """
+    from segnas.measuring import SERVICES, make_table
     from segnas.runtime.onnxruntime_session import cpu_target
     from segnas.screen import RichScreen
     from segnas.search.spaces import space as named_space
-    from segnas.steps import SERVICES, make_table
     from segnas.target import parse_size
 
-    _require_suffix(out, ".json")
+    require_suffix(out, ".json")
     wanted, target = named_space(space, classes), cpu_target(*parse_size(size), threads=threads)
     with RichScreen().step(f"measuring the operations of {space}") as progress:
         journal = out.with_suffix(".jsonl")
-        table = make_table(wanted, target, journal=journal, out=out, networks=networks, seed=seed, services=SERVICES, progress=progress)
+        table = make_table(
+            wanted, target, journal=journal, out=out, networks=networks, seed=seed, services=SERVICES, progress=progress, strict=strict
+        )
     found = {"table": str(out), "entries": len(table.entries), "scale": table.calibration.scale, "relative_sd": table.calibration.relative_sd}
     line = f"{out}: {len(table.entries)} entries, scale {table.calibration.scale:.3f}, residual {table.calibration.relative_sd:.1%}; {target}"
-    _print(found, as_json, [line])
+    emit(found, as_json, [line])
 
 
 @segnas.command()
@@ -184,6 +179,7 @@ def search(
     """
     from segnas.data import open_dataset
     from segnas.latency_tables.store import load_table
+    from segnas.measuring import require_entries, require_live, table_elsewhere
     from segnas.recipe import read_recipe
     from segnas.screen import RichScreen
     from segnas.search.budget import budget_ms
@@ -193,9 +189,13 @@ def search(
     dataset, prices, settings = open_dataset(name, data_root, split), load_table(table), read_recipe(recipe).search
     wanted = named_space(space, len(dataset.labels.classes))
     value = budget_ms(budget, wanted, prices, seed)
+    require_entries(wanted, prices)
+    if not table_elsewhere(prices):
+        with RichScreen().step("measuring some entries of the table again") as progress:
+            require_live(prices, progress)
     with RichScreen().step(f"searching {space}") as progress:
         search_space(wanted, prices, dataset, settings, budget=value, out=out / "search.json", device=device, seed=seed, progress=progress)
-    _print({"search": str(out / "search.json"), "budget_ms": value}, as_json, [f"{out / 'search.json'}: {space} under {value:.3f} ms"])
+    emit({"search": str(out / "search.json"), "budget_ms": value}, as_json, [f"{out / 'search.json'}: {space} under {value:.3f} ms"])
 
 
 @segnas.command()
@@ -212,10 +212,11 @@ def derive(run: Path, space: str, classes: int, table: Path, budget: str, seed: 
     Example: segnas derive runs/mine --space cas-fast --classes 11 --table cas-fast.json --budget 8ms
     """
     from segnas.latency_tables.store import load_table
+    from segnas.measuring import SERVICES, require_this_machine
     from segnas.screen import RichScreen
     from segnas.search.budget import budget_ms
     from segnas.search.spaces import space as named_space
-    from segnas.steps import SERVICES, derive_network, require_this_machine
+    from segnas.steps import derive_network
 
     wanted, prices = named_space(space, classes), load_table(table)
     require_this_machine(prices)
@@ -223,7 +224,7 @@ def derive(run: Path, space: str, classes: int, table: Path, budget: str, seed: 
     with RichScreen().step("deriving the network and measuring it") as progress:
         met = derive_network(wanted, run / "search.json", prices, value, out=out, seed=seed, services=SERVICES, progress=progress)
     found = {"architecture": met.derived.architecture.digest, "measured_ms": met.measured_ms, "budget_ms": value}
-    _print(found, as_json, [f"{out}: {found['architecture']}, measured {met.measured_ms:.3f} ms of {value:.3f} ms"])
+    emit(found, as_json, [f"{out}: {found['architecture']}, measured {met.measured_ms:.3f} ms of {value:.3f} ms"])
 
 
 @segnas.command()
@@ -264,14 +265,14 @@ def train(
     from segnas.screen import RichScreen
     from segnas.steps import train_network
 
-    _require_suffix(out, ".safetensors")
+    require_suffix(out, ".safetensors")
     architecture, settings = read_noun(arch, Architecture), read_recipe(recipe).train
     settings = settings if steps is None else replace(settings, steps=steps)
     with RichScreen().step("training the network") as progress:
         loss = train_network(
             architecture, open_dataset(name, data_root, split), settings, out=out, pretrained=pretrained, device=device, seed=seed, progress=progress
         )
-    _print(
+    emit(
         {"weights": str(out), "architecture": architecture.digest, "loss": loss},
         as_json,
         [f"{out}: architecture {architecture.digest}, loss {loss:.3f}"],
@@ -303,7 +304,7 @@ def export(arch: Path, weights: Path, size: str, threads: int, name: str, data_r
     engine = export_engine(network, target, out, dataset=open_dataset(name, data_root, split))
     parity = engine.parity
     agreed = f"agreement {parity.argmax_agreement:.6f} over {parity.images} images" if parity else "parity: not run"
-    _print(plain(engine), as_json, [f"{out / engine.file}: {engine.bytes} bytes, sha256 {engine.sha256[:12]}, {agreed}"])
+    emit(plain(engine), as_json, [f"{out / engine.file}: {engine.bytes} bytes, sha256 {engine.sha256[:12]}, {agreed}"])
 
 
 @segnas.command()
@@ -336,7 +337,7 @@ def bench(engine: Path, seconds: float, name: str, data_root: Path | None, split
             accuracy = evaluate_engine(engine, dataset, progress=progress)
         lines.append(f"mIoU {100 * accuracy.miou:.2f} % on {accuracy.images} images of {name} {split}")
         found["accuracy"] = plain(accuracy)
-    _print(found, as_json, lines)
+    emit(found, as_json, lines)
 
 
 @segnas.command()
@@ -348,60 +349,8 @@ def show(file: Path, as_json: bool) -> None:
     from segnas.show import lines_of
 
     lines = lines_of(file)
-    _print(read_json(file), as_json, lines)
+    emit(read_json(file), as_json, lines)
 
 
-@segnas.group()
-def data() -> None:
-    """Make or check a dataset."""
-
-
-@data.command("make")
-@click.option("--out", type=FILE, required=True, help="Folder to make.")
-@click.option("--size", default="512x1024", show_default=True, metavar="HxW", help="Size of the images, HEIGHTxWIDTH.")
-@click.option("--train", "train_count", type=click.IntRange(1), default=300, show_default=True, help="Images to train on.")
-@click.option("--val", "val_count", type=click.IntRange(1), default=60, show_default=True, help="Images to evaluate on.")
-@SEED
-@JSON
-def make_data(out: Path, size: str, train_count: int, val_count: int, seed: int, as_json: bool) -> None:
-    """Make synthetic streets in the genuine Cityscapes layout."""
-    from segnas.screen import RichScreen
-    from segnas.streets import write_streets
-    from segnas.target import parse_size
-
-    height, width = parse_size(size)
-    with RichScreen().step("making synthetic streets") as progress:
-        counts = {"train": train_count, "val": val_count}
-        write_streets(out, counts=counts, height=height, width=width, seed=seed, progress=lambda done, total: progress(done, total, ""))
-    found = {"data": str(out), "train": train_count, "val": val_count, "height": height, "width": width}
-    _print(found, as_json, [f"{out}: {train_count} train and {val_count} val images of {height}x{width}"])
-
-
-@data.command("check")
-@DATASET
-@ROOT
-@JSON
-def check_data(name: str, data_root: Path, as_json: bool) -> None:
-    """Find missing pairs, wrong sizes and illegal labels, and say which files."""
-    from segnas.data import check_dataset
-
-    result = check_dataset(name, data_root)
-    rows = [f"{s.split:<8} {s.pairs} pairs, sizes {', '.join(f'{h}x{w}' for h, w in s.sizes) or 'none'}" for s in result.splits]
-    found = {"problems": list(result.problems), "splits": {s.split: s.pairs for s in result.splits}}
-    _print(found, as_json, [*rows, *result.problems, f"{len(result.problems)} problems"])
-    if result.problems:
-        raise InputError(f"{data_root} has {len(result.problems)} problems, listed above")
-
-
-def _require_suffix(out: Path, suffix: str) -> None:
-    """Files that belong to the result are named after it, so its own suffix must not be theirs."""
-    if out.suffix != suffix:
-        raise UsageError(f"--out {out} was given; the name of a {suffix} file is needed, such as {out.with_suffix(suffix)}")
-
-
-def _print(found: object, as_json: bool, lines: list[str]) -> None:
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-    else:
-        click.echo("\n".join(lines))
-    sys.stdout.flush()
+segnas.add_command(tables)
+segnas.add_command(data)

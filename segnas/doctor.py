@@ -4,9 +4,12 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from segnas.gpus import TITLES, code_of, is_in_project_range, releases_for, runs_on, what_to_install
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,35 @@ def _torch() -> tuple[Check, ...]:
             threads,
             Check("cuda device", "none", False, "search and training run on the CPU; --device cuda needs an NVIDIA GPU and a CUDA build"),
         )
-    found = [
-        f"{torch.cuda.get_device_name(i)} (compute capability {'.'.join(map(str, torch.cuda.get_device_capability(i)))})"
-        for i in range(torch.cuda.device_count())
-    ]
-    return (threads, Check("cuda device", ", ".join(found), True))
+    devices = [(torch.cuda.get_device_name(i), ".".join(map(str, torch.cuda.get_device_capability(i)))) for i in range(torch.cuda.device_count())]
+    found = Check("cuda device", ", ".join(f"{name} (compute capability {capability})" for name, capability in devices), True)
+    if torch.version.cuda is None:  # ROCm, whose architectures have other names
+        return (threads, found)
+    machine = platform.machine().lower().replace("amd64", "x86_64")
+    kernels = (kernels_check(*device, machine, torch.__version__, torch.cuda.get_arch_list()) for device in devices)
+    return (threads, found, *kernels, *(runtimes_check(*device, machine) for device in devices))
+
+
+def kernels_check(name: str, capability: str, machine: str, torch_version: str, architectures: Sequence[str]) -> Check:
+    """Whether that build of torch has code for that GPU, by its architectures as torch.cuda.get_arch_list() names them, and else what to install."""
+    fitting = [architecture for architecture in architectures if runs_on(code_of(architecture), capability)]
+    if fitting:
+        return Check("cuda kernels", f"{name}: {' '.join(fitting)} in torch {torch_version}", True)
+    found = f"{name}: none for compute capability {capability} in torch {torch_version}, which has {' '.join(architectures) or 'none at all'}"
+    return Check("cuda kernels", found, False, what_to_install("torch", capability, machine))
+
+
+def runtimes_check(name: str, capability: str, machine: str) -> Check:
+    """Which runtimes have a release for that GPU within the project's ranges, installed here or not."""
+    served = {release.runtime for release in releases_for(capability, machine) if is_in_project_range(release)}
+    known = [title for runtime, title in TITLES.items() if runtime in served]
+    absent = [title for runtime, title in TITLES.items() if runtime not in served]
+    return Check(
+        "cuda runtimes",
+        f"{name}: {', '.join(known) or 'none known'}",
+        bool(known),
+        f"docs/gpus.md knows no release for it, within the project's ranges, of {', '.join(absent)}" if absent else "",
+    )
 
 
 def _onnxruntime() -> Check:

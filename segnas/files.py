@@ -169,7 +169,10 @@ def unplain(type_: Any, data: object, where: str = "") -> Any:
     if origin is tuple or (isinstance(type_, type) and issubclass(type_, tuple)):
         return _tuple(type_, arguments, data, where)
     if type_ is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError:
+            raise InputError(f"{place} is an integer of {len(str(abs(data)))} digits; float is needed") from None
     if isinstance(type_, type) and isinstance(data, type_) and (type_ is bool or not isinstance(data, bool)):
         return data
     raise InputError(f"{place} is {data!r}; {getattr(type_, '__name__', type_)} is needed")

@@ -3,18 +3,28 @@
 A lookup never measures, interpolates or guesses: a missing entry is an error that names the command that measures it.
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-from segnas.arch import Architecture, Operation, argmax_operation
-from segnas.errors import IncompatibleError
+import numpy as np
+
+from segnas.arch import Architecture, Operation, argmax_operation, canonical_json
+from segnas.calibration import NORMAL_95, Floats, Posterior, fitted, quantile_95
+from segnas.errors import IncompatibleError, InputError
 from segnas.target import Target
+from segnas.timing import percentile
 
 ENTRY_KINDS = ("block", "junction", "fixed")
-NORMAL_90 = 1.6448536269514722  # two-sided 90 % quantile of the standard normal distribution
+SOURCES = ("measured", "interpolated", "transferred")
+LEVELS = ("sum", "scale", "kinds", "entries")
+"""From the sum of entries to whole networks: nothing (level 0), one factor, a correction for each kind of entry as well (level 1), one for each
+entry (level 2)."""
+ENTRIES_FROM = 40  # probes from which a correction for each entry is worth while (our study, section 3.2)
 
 
 class Timed(Protocol):
@@ -53,20 +63,28 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A whole network that was measured: its sum over the entries beside the clock, both in ms."""
+    """A whole network that was measured: its sum over the entries beside the clock, both in ms, and how often it runs each operation (by digest)."""
 
     digest: str
     sum_ms: float
     measured_ms: float
+    counts: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One factor from the sum of entries to whole networks, fitted on `probes`; `relative_sd` is the standard deviation of what is left."""
+    """From the sum of entries to whole networks, fitted on `probes`.
+
+    A price is `scale` times the entry's, times 1 plus the `corrections` of its kind and of its operation's digest. `relative_sd` is the standard
+    deviation of what is left, `prior_sd` that of the corrections before anything was measured.
+    """
 
     scale: float = 1.0
     relative_sd: float = 0.10
     probes: tuple[Probe, ...] = ()
+    level: str = "sum"
+    corrections: tuple[tuple[str, float], ...] = ()
+    prior_sd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +124,26 @@ class LatencyTable:
 
     def price_ms(self, operation: Operation) -> float:
         """Calibrated milliseconds of one operation; 0 for what is nothing at run time."""
-        return 0.0 if operation.is_free else self.calibration.scale * self.entry(operation).median_ms
+        if operation.is_free:
+            return 0.0
+        entry, corrections = self.entry(operation), self._corrections
+        factor = 1 + corrections.get(entry.kind, 0.0) + corrections.get(operation.digest, 0.0)
+        return self.calibration.scale * factor * entry.median_ms
+
+    @cached_property
+    def _corrections(self) -> dict[str, float]:
+        return dict(self.calibration.corrections)
+
+    @property
+    def prices_digest(self) -> str:
+        """12 hexadecimal digits that change with the target, any entry's price, or the speed that the prices refer to."""
+        prices = sorted([entry.operation.digest, entry.median_ms] for entry in self.entries)
+        content = [astuple(self.target), prices, self.overhead_ms, self.provenance_of("sentinel_ms")]
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
+
+    def provenance_of(self, name: str) -> str | None:
+        """One line of the provenance; None where there is none of that name."""
+        return dict(self.provenance).get(name)
 
     @property
     def constant_ms(self) -> float:
@@ -122,8 +159,20 @@ class LatencyTable:
         """What that network takes on this target, argmax included where the target's output is labels."""
         parts = tuple((o, self.price_ms(o)) for o in priced_operations(architecture, self.target))
         total = self.constant_ms + math.fsum(ms for _, ms in parts)
-        margin = NORMAL_90 * self.calibration.relative_sd
+        quantile = quantile_95(len(self.calibration.probes) - 1) if self.calibration.probes else NORMAL_95
+        margin = quantile * self.prediction_sd(architecture)
         return Estimate(total, total / (1 + margin), total * (1 + margin), parts)
+
+    def prediction_sd(self, architecture: Architecture) -> float:
+        """Relative standard deviation of that network's estimate: what is left after the fit, and what the fit does not know."""
+        return math.hypot(self.calibration.relative_sd, self.model_sd(architecture))
+
+    def model_sd(self, architecture: Architecture) -> float:
+        """Relative standard deviation of the estimate by what measuring more networks would tell; 0 for a table that no network has calibrated."""
+        self.raw_sum_ms(architecture)  # a missing entry is an error here too
+        if self._posterior is None:
+            return self.calibration.relative_sd / math.sqrt(len(self.calibration.probes)) if self.calibration.probes else 0.0
+        return self._posterior.model_sd(self._shares([self._counts(architecture)])[0])
 
     def require(self, target: Target, allow: Iterable[str] = ()) -> None:
         """Refuse a table of another target: IncompatibleError names each field that differs and is not in `allow`."""
@@ -133,16 +182,64 @@ class LatencyTable:
             lines = "; ".join(f"{name}: the table has {here!r}, asked for is {there!r}" for name, here, there in differing)
             raise IncompatibleError(f"this latency table belongs to another target ({lines}); run `segnas profile {self.space}` on this one")
 
-    def calibrated(self, probes: Iterable[Probe]) -> "LatencyTable":
-        """The same table with one scale fitted on these whole networks: the median ratio of measured to summed."""
+    def probe(self, architecture: Architecture, measured_ms: float) -> Probe:
+        """That network as something to calibrate with."""
+        return Probe(architecture.digest, self.raw_sum_ms(architecture), measured_ms, tuple(sorted(self._counts(architecture).items())))
+
+    def calibrated(self, probes: Iterable[Probe], level: str = "scale") -> "LatencyTable":
+        """The same table fitted on these whole networks, at one of `LEVELS`; a network that comes twice counts with its last measurement.
+
+        The scale is the median ratio of measured to summed. InputError for another level, or for probes without counts where the level needs them.
+        """
+        if level not in LEVELS:
+            raise InputError(f"calibration level {level!r} was given; allowed: {', '.join(LEVELS)}")
         kept = tuple({probe.digest: probe for probe in probes}.values())
         if not kept:
             return self
-        ratios = sorted(probe.measured_ms / probe.sum_ms for probe in kept)
-        middle = len(ratios) // 2
-        scale = ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
-        residual = math.sqrt(math.fsum((r / scale - 1) ** 2 for r in ratios) / max(1, len(ratios) - 1)) if len(ratios) > 2 else 0.05
-        return replace(self, calibration=Calibration(scale, max(residual, 0.005), kept))
+        ratios = [probe.measured_ms / probe.sum_ms for probe in kept]
+        scale = 1.0 if level == "sum" else percentile(ratios, 50)
+        if level in ("sum", "scale") or len(kept) < 3:
+            residual = math.sqrt(math.fsum((r / scale - 1) ** 2 for r in ratios) / max(1, len(ratios) - 1)) if len(ratios) > 2 else 0.05
+            return replace(self, calibration=Calibration(scale, max(residual, 0.005), kept, "sum" if level == "sum" else "scale"))
+        bare = replace(self, calibration=Calibration(scale, probes=kept, level=level))
+        found = fitted(bare._shares([dict(probe.counts) for probe in kept]), np.array(ratios) / scale - 1)
+        corrections = tuple(zip(bare._coefficients, map(float, found.mean), strict=True))
+        return replace(self, calibration=Calibration(scale, found.noise_sd, kept, level, corrections, found.prior_sd))
+
+    @cached_property
+    def _coefficients(self) -> tuple[str, ...]:
+        """What has a correction of its own at the calibration's level: kinds of entries, or operations by digest."""
+        if self.calibration.level == "kinds":
+            return tuple(sorted({entry.kind for entry in self.entries}))
+        return tuple(sorted(entry.operation.digest for entry in self.entries)) if self.calibration.level == "entries" else ()
+
+    @cached_property
+    def _posterior(self) -> Posterior | None:
+        """The fit again, with its covariance; None at the levels that have none."""
+        if not self._coefficients:
+            return None
+        made = self.calibration
+        ratios = np.array([probe.measured_ms / probe.sum_ms for probe in made.probes])
+        return Posterior(self._shares([dict(probe.counts) for probe in made.probes]), ratios / made.scale - 1, made.prior_sd, made.relative_sd)
+
+    def _counts(self, architecture: Architecture) -> Counter[str]:
+        return Counter(o.digest for o in priced_operations(architecture, self.target) if not o.is_free)
+
+    def _shares(self, networks: Sequence[dict[str, int]]) -> Floats:
+        """The share that each coefficient has in each network's sum: (networks, coefficients). What a call costs by itself has none."""
+        kinds = self.calibration.level == "kinds"
+        place = {name: index for index, name in enumerate(self._coefficients)}
+        prices = {e.operation.digest: (place[e.kind if kinds else e.operation.digest], e.median_ms) for e in self.entries}
+        shares = np.zeros((len(networks), len(place)))
+        for row, counts in zip(shares, networks, strict=True):
+            unknown = [digest for digest in counts if digest not in prices]
+            if unknown or not counts:
+                raise InputError(f"a calibration network runs operation {unknown[0] if unknown else '(none stated)'}, which the table does not price")
+            for digest, times in counts.items():
+                index, ms = prices[digest]
+                row[index] += times * ms
+            row /= self.overhead_ms + row.sum()
+        return shares
 
     def raw_sum_ms(self, architecture: Architecture) -> float:
         """Sum of the entries and the overhead, before any calibration."""

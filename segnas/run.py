@@ -19,8 +19,9 @@ from segnas.data import Dataset, layout_of, open_dataset
 from segnas.errors import IncompatibleError, UsageError
 from segnas.export.manifest import versions
 from segnas.files import plain, read_json, read_noun, unplain, write_noun, write_text
-from segnas.latency import LatencyTable
+from segnas.latency import Calibration, LatencyTable
 from segnas.latency_tables.store import load_table, save_table
+from segnas.measuring import SERVICES, Progress, Services, make_table, require_entries
 from segnas.recipe import Recipe, flattened
 from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
 from segnas.runtime.onnxruntime_session import cpu_target
@@ -30,9 +31,6 @@ from segnas.search.pretrained import require_known
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.steps import (
-    SERVICES,
-    Progress,
-    Services,
     bench_engine,
     dataset_floors,
     derive_network,
@@ -40,10 +38,8 @@ from segnas.steps import (
     examples,
     export_engine,
     load_network,
-    make_table,
     read_curves,
     require_device,
-    require_entries,
     search_space,
     shares,
     train_network,
@@ -230,6 +226,9 @@ def _profile(work: Run) -> None:
         return
     table = work.given_table()
     if table is not None:
+        if work.services.require_live:
+            with work.screen.step("measuring some entries of the given table again") as progress:
+                work.services.require_live(table, progress)
         save_table(out, table)
         return
     with work.screen.step(f"measuring the operations of {space.name} on {target.runtime}") as progress:
@@ -321,7 +320,7 @@ def _report(work: Run) -> Report:
         return read_noun(folder / "report.json", Report)
     architecture, table = read_noun(folder / "arch.json", Architecture), _table(work)
     derived, asked = read_json(folder / "derive.json"), read_json(folder / "budget.json")
-    table = replace(table, calibration=replace(table.calibration, scale=float(derived["scale"])))
+    table = replace(table, calibration=unplain(Calibration, derived["calibration"], "derive.json: calibration"))
     engine, timing = read_noun(folder / "model.onnx.json", Engine), read_noun(folder / "timing.json", Timing)
     estimate = table.estimate(architecture)
     measurements = unplain(tuple[Measurement, ...], derived["measurements"], "measurements")

@@ -3,13 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-from random import Random
 from typing import cast
 
 import numpy as np
@@ -20,111 +16,29 @@ from segnas import __version__
 from segnas.arch import Architecture, canonical_json
 from segnas.data import Dataset, network_input
 from segnas.errors import IncompatibleError, InputError, RequirementError, UsageError
-from segnas.export.graph import graph_sha256, onnx_from_network
+from segnas.export.graph import onnx_from_network
 from segnas.export.manifest import read_engine, versions, write_engine
 from segnas.export.parity import parity
-from segnas.export.templates import templates
 from segnas.files import plain, read_json, require_writable, unplain, write_noun, write_text
-from segnas.latency import Estimate, LatencyTable, Prepare, Timed
-from segnas.latency_tables.compose import calibrate, reference_ms
-from segnas.latency_tables.measure import measure
-from segnas.latency_tables.probes import designs, probe_operations
-from segnas.latency_tables.profile import profile
-from segnas.latency_tables.store import save_table
+from segnas.latency import Estimate, LatencyTable
 from segnas.measurements import MeasurementJournal
+from segnas.measuring import Progress, Services, require_budget, require_entries
 from segnas.metrics import floors
-from segnas.network import Network, initialised, weights_digest
+from segnas.network import Network, weights_digest
 from segnas.report import Accuracy, Curve, Engine, Floor, Report, Share, Timing
 from segnas.runtime.bench import bench
 from segnas.runtime.evaluate import evaluate
-from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.runtime.session import Session, open_session
 from segnas.search.budget import Met, meet_budget
 from segnas.search.checkpoint import load_tensors, save_tensors
-from segnas.search.derive import under_budget
-from segnas.search.expected import ExpectedLatency
 from segnas.search.loop import SearchSettings, search
 from segnas.search.pretrained import pretrained_weights
 from segnas.search.space import Space
 from segnas.search.train import TrainSettings, train
 from segnas.target import Target
 
-Progress = Callable[[int, int, str], None]
 Bytes = NDArray[np.uint8]
 PARITY_IMAGES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What is measured with: opening a network for timing, timing a whole one, and timing an engine as shipped, in ms. Tests give others."""
-
-    prepare: Prepare
-    measure: Callable[[Architecture, LatencyTable], float]
-    measure_engine: Callable[[Path, Architecture, LatencyTable], float]
-
-
-def prepare_probe(architecture: Architecture, target: Target) -> Timed:
-    """Export with random weights and open on the target's runtime."""
-    return open_session(onnx_from_network(initialised(architecture, 0).eval(), target), target)
-
-
-def measure_network(architecture: Architecture, table: LatencyTable, prepare: Prepare = prepare_probe) -> float:
-    """The sentinel-normalised latency of one network on the table's target, in ms."""
-    return repeatable_ms(lambda: measure(architecture, table.target, prepare=prepare, sentinel_ref_ms=reference_ms(table)).median_ms)
-
-
-def repeatable_ms(measure_once: Callable[[], float], *, within: float = 0.03, most: int = 5) -> float:
-    """Measure until two readings agree `within` that share of each other, at most `most` times; the mean of the two that agree best.
-
-    With two threads on two cores a single reading can be a third off whenever anything else runs (seen here), and nothing in it tells.
-    """
-    readings = sorted([measure_once(), measure_once()])
-    while True:
-        low, high = min(pairwise(readings), key=lambda pair: pair[1] / pair[0])
-        if high / low <= 1 + within or len(readings) >= most:
-            return (low + high) / 2
-        readings = sorted([*readings, measure_once()])
-
-
-def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) -> float:
-    """The sentinel-normalised latency of an engine's own file, in ms; `architecture` is what it was exported from."""
-    _, artefact = read_engine(path)
-
-    def prepare(wanted: Architecture, target: Target) -> Timed:
-        return open_session(artefact, target) if wanted == architecture else prepare_probe(wanted, target)
-
-    return measure_network(architecture, table, prepare)
-
-
-SERVICES = Services(prepare_probe, measure_network, measure_engine)
-
-
-def make_table(
-    space: Space, target: Target, *, journal: Path, out: Path, networks: int, seed: int, services: Services, progress: Progress
-) -> LatencyTable:
-    """Measure every operation that the space can need, calibrate the sum on random networks, and write the table."""
-    provenance = {**dict(versions()), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    require_writable(out)
-    operations = space.all_operations(target)
-    needed = (*operations, *probe_operations(designs(operations, target)))
-    templates(needed, batch=target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
-    table = profile(
-        space.name,
-        operations,
-        target,
-        prepare=services.prepare,
-        graph_sha256=graph_sha256,
-        journal=journal,
-        provenance=provenance,
-        progress=lambda done, total, operation: progress(done, total, str(operation.kind)),
-        seed=seed,
-    )
-    rng = Random(seed + 1)
-    drawn = [space.decode(space.random(rng)).architecture for _ in range(networks)]
-    progress(len(operations), len(operations), f"calibrating on {networks} networks")
-    table = calibrate(table, drawn, prepare=services.prepare, seed=seed) if networks else table
-    save_table(out, table)
-    return table
 
 
 def search_space(
@@ -156,15 +70,21 @@ def derive_network(
     scores = read_scores(searched, space)
     require_entries(space, table)
     require_writable(out)
-    journal = MeasurementJournal(out.with_name("measurements.jsonl"), lambda architecture: services.measure(architecture, table))
+    journal = MeasurementJournal(out.with_name("measurements.jsonl"), table.prices_digest)
     met = meet_budget(
-        space, scores, table, budget, measure=journal.measure, seed=seed, on_measured=lambda m: progress(0, 0, f"{m.measured_ms:.3f} ms")
+        space,
+        scores,
+        table,
+        budget,
+        measure=lambda architecture: journal.measure(architecture, lambda network: services.measure(network, table)),
+        seed=seed,
+        on_measured=lambda m: progress(0, 0, f"{m.measured_ms:.3f} ms"),
     )
     estimate = met.table.estimate(met.derived.architecture)
     found = {
         "genotype": met.genotype,
         "measured_ms": met.measured_ms,
-        "scale": met.table.calibration.scale,
+        "calibration": plain(met.table.calibration),
         "predicted_ms": estimate.total_ms,
         "low_ms": estimate.low_ms,
         "high_ms": estimate.high_ms,
@@ -187,24 +107,6 @@ def read_scores(searched: Path, space: Space) -> dict[str, tuple[float, ...]]:
     return {name: tuple(math.log(max(p, 1e-12)) for p in options) for name, options in found.items()}
 
 
-def require_entries(space: Space, table: LatencyTable) -> None:
-    """Refuse a table that does not price every operation of the space; IncompatibleError says how many are missing and what measures them."""
-    target = table.target
-    missing = table.missing(space.all_operations(target))
-    if missing:
-        raise IncompatibleError(
-            f"the latency table of {table.space!r} has no entry for {len(missing)} operations of {space.name!r} with {space.classes} classes, first "
-            f"{missing[0]}; run `segnas profile {space.name} --size {target.height}x{target.width} --threads {target.threads} "
-            f"--classes {space.classes} --out TABLE.json`"
-        )
-
-
-def require_budget(space: Space, table: LatencyTable, budget: float) -> None:
-    """InputError, with the cheapest network's latency, where the table knows no network of the space within that many ms."""
-    even = {name: (0.0,) * options for name, options in space.decisions.items()}
-    under_budget(space, even, ExpectedLatency(space, table, table.target).exact, budget, Random(0))
-
-
 def require_device(device: str) -> None:
     """UsageError for a device that does not exist in segnas, RequirementError for one that this machine lacks."""
     kind, colon, index = device.partition(":")
@@ -214,12 +116,6 @@ def require_device(device: str) -> None:
         raise RequirementError(
             f"device {device!r} was given; {torch.cuda.device_count()} CUDA devices can be used here: give --device cpu, or see `segnas doctor`"
         )
-
-
-def require_this_machine(table: LatencyTable) -> None:
-    """Refuse a table that was not measured on this machine with these versions; IncompatibleError names the fields that differ."""
-    target = table.target
-    table.require(cpu_target(target.height, target.width, threads=target.threads, output_contract=target.output_contract))
 
 
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor], architecture: Architecture, pretraining: str) -> None:

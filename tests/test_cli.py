@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from segnas import __version__, steps
+from segnas import __version__, measuring
 from segnas.arch import Architecture
 from segnas.cli import segnas
 from segnas.files import read_noun, write_noun
@@ -128,7 +128,7 @@ def test_json_of_the_steps_in_a_row(made: Path, tmp_path: Path, monkeypatch: pyt
     priced = ("--table", made / "table.json", "--budget", "8ms")
     found = printed("search", "cas-tiny", *priced, *data, "--recipe", made / "short.toml", "--out", tmp_path)
     assert found == {"search": str(tmp_path / "search.json"), "budget_ms": 8.0}
-    monkeypatch.setattr("segnas.steps.SERVICES", steps.Services(*[lambda *_: 7.5] * 3))
+    monkeypatch.setattr("segnas.measuring.SERVICES", measuring.Services(*[lambda *_: 7.5] * 3))
     found = printed("derive", tmp_path, "--space", "cas-tiny", *priced)
     assert (found["measured_ms"], found["budget_ms"]) == (7.5, 8.0)
     assert (tmp_path / "arch.json").is_file()
@@ -149,7 +149,7 @@ def test_json_of_the_steps_in_a_row(made: Path, tmp_path: Path, monkeypatch: pyt
 def test_json_of_a_profile_and_of_made_data(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from segnas.latency_tables.store import load_table
 
-    monkeypatch.setattr("segnas.steps.make_table", lambda *_, **__: load_table(made / "table.json"))
+    monkeypatch.setattr("segnas.measuring.make_table", lambda *_, **__: load_table(made / "table.json"))
     found = printed("profile", "cas-tiny", "--size", "64x128", "--out", tmp_path / "t.json")
     assert found["scale"] == 1.0
     found = printed("data", "make", "--out", tmp_path / "streets", "--size", "32x64", "--train", "1", "--val", "1")

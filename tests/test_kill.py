@@ -25,7 +25,8 @@ SCRIPT = """
     from segnas.run import Run, SilentScreen
     from segnas.runtime.onnxruntime_session import cpu_target
     from segnas.search.spaces import space as named_space
-    from segnas.steps import Services, bench_engine
+    from segnas.measuring import Services
+    from segnas.steps import bench_engine
 
     torch.set_num_threads(1)
     folder, table = Path(sys.argv[1]), Path(sys.argv[2])

@@ -1,6 +1,7 @@
 """Targets and latency tables: what a missing entry says, estimates as hand sums, the calibration, and that no two targets mix."""
 
 import math
+import random
 from dataclasses import fields, replace
 
 import pytest
@@ -11,6 +12,7 @@ from segnas.arch import Architecture, Node, Operation, Shape, argmax_operation
 from segnas.errors import IncompatibleError, InputError
 from segnas.kinds import kind
 from segnas.latency import Calibration, Entry, LatencyTable, Probe, priced_operations
+from segnas.latency_tables.compose import most_telling
 from segnas.target import Target, parse_size
 
 TARGET = Target("a cpu", "onnxruntime", "1.27.0", "fp32", 64, 96, threads=2, options=(("spinning", "off"),))
@@ -110,9 +112,9 @@ def test_the_scale_is_the_median_ratio() -> None:
 
 def test_few_probes_claim_no_precision() -> None:
     assert table().calibrated([]) == table()
-    assert table().calibrated([Probe("a", 2.0, 3.0)]).calibration == Calibration(1.5, 0.05, (Probe("a", 2.0, 3.0),))
+    assert table().calibrated([Probe("a", 2.0, 3.0)]).calibration == Calibration(1.5, 0.05, (Probe("a", 2.0, 3.0),), "scale")
     exact = [Probe(name, 2.0, 3.0) for name in "abcd"]
-    assert table().calibrated(exact).calibration == Calibration(1.5, 0.005, tuple(exact))
+    assert table().calibrated(exact).calibration == Calibration(1.5, 0.005, tuple(exact), "scale")
 
 
 def test_of_one_network_the_last_measurement_counts() -> None:
@@ -205,3 +207,67 @@ def test_sizes_are_written_height_x_width() -> None:
     for text in ("512", "512x", "x512", "512x0", "-1x5", "5.0x4", "5x4x3", "5²x4", ""):
         with pytest.raises(InputError, match="it is written HEIGHTxWIDTH, such as 512x1024"):
             parse_size(text)
+
+
+def random_networks(count: int) -> list[Architecture]:
+    """Chains of convolutions and separable units in random numbers, which share their operations."""
+    rng = random.Random(0)
+    made = {}
+    while len(made) < count:
+        ops = [rng.choice(["conv", "separable", "max_pool"]) for _ in range(rng.randint(1, 9))]
+        nodes = [Node(kind("image"), (), 3), Node(kind("stem"), (0,), 16, 4)]
+        nodes += [Node(kind(op), (index,), 16) for index, op in enumerate(ops, 1)]
+        nodes += [Node(kind("classifier"), (len(nodes) - 1,), 19), Node(kind("resize"), (len(nodes),), 19, up=4)]
+        network = Architecture(tuple(nodes))
+        made[network.digest] = network
+    return list(made.values())
+
+
+def wrong_table(networks: list[Architecture]) -> tuple[LatencyTable, dict[str, float]]:
+    """A table that prices every operation at 1 ms, and each operation's true price."""
+    operations = dict.fromkeys(o for network in networks for o in priced_operations(network, TARGET) if not o.is_free)
+    true = {"conv": 1.3, "separable": 0.8, "max_pool": 1.1, "stem": 1.0, "classifier": 1.0, "resize": 0.9, "argmax": 1.0}
+    kinds = {"stem": "fixed", "argmax": "fixed", "resize": "junction"}
+    entries = tuple(Entry(o, kinds.get(o.op, "block"), 1.0, 0.01, 20, "series", "") for o in operations)
+    return LatencyTable("test", TARGET, entries), true
+
+
+def test_a_correction_for_each_entry_mends_a_wrong_table() -> None:
+    networks = random_networks(70)
+    table, true = wrong_table(networks)
+
+    def clock(network: Architecture) -> float:
+        return math.fsum(true[o.op] for o in priced_operations(network, TARGET) if not o.is_free)
+
+    probes = [table.probe(network, clock(network)) for network in networks[:40]]
+    errors = {
+        level: max(abs(table.calibrated(probes, level).estimate(network).total_ms / clock(network) - 1) for network in networks[40:])
+        for level in ("scale", "kinds", "entries")
+    }
+    assert errors["entries"] < 0.01 < errors["kinds"] <= errors["scale"] * 1.05
+    fitted = table.calibrated(probes, "entries")
+    for network in networks[40:]:
+        estimate = fitted.estimate(network)
+        assert math.fsum(ms for _, ms in estimate.per_operation) == pytest.approx(estimate.total_ms, rel=1e-9), "the parts sum to the whole"
+        assert estimate.low_ms < clock(network) < estimate.high_ms
+
+
+def test_the_next_network_to_measure_is_the_least_known() -> None:
+    networks = random_networks(60)
+    table, _ = wrong_table(networks)
+    plain = [n for n in networks if not any(node.op == "max_pool" for node in n.nodes)]
+    pooled = max(networks, key=lambda n: sum(node.op == "max_pool" for node in n.nodes) / len(n.nodes))
+    rng = random.Random(1)
+    fitted = table.calibrated([table.probe(n, table.raw_sum_ms(n) * rng.gauss(1, 0.03)) for n in plain], "entries")
+    assert most_telling(fitted, [*plain, pooled]) is pooled
+    measured = fitted.calibrated([*fitted.calibration.probes, fitted.probe(pooled, fitted.raw_sum_ms(pooled))], "entries")
+    assert measured.model_sd(pooled) < fitted.model_sd(pooled)
+
+
+def test_levels_that_need_counts_say_so() -> None:
+    bare = [Probe(str(i), 10.0, 10.0 + i) for i in range(5)]
+    assert table().calibrated(bare, "scale").calibration.level == "scale"
+    with pytest.raises(InputError, match="a calibration network runs operation"):
+        table().calibrated(bare, "entries")
+    with pytest.raises(InputError, match="allowed: sum, scale, kinds, entries"):
+        table().calibrated(bare, "level 2")

@@ -9,7 +9,7 @@ from segnas.errors import InputError
 from segnas.kinds import kind
 from segnas.measurements import MeasurementJournal
 
-CONTENT = '{"digest":"aaaaaaaaaaaa","measured_ms":1.5}\n{"digest":"bbbbbbbbbbbb","measured_ms":2}\n'
+CONTENT = '{"digest":"aaaaaaaaaaaa","measured_ms":1.5,"table":"t"}\n{"digest":"bbbbbbbbbbbb","measured_ms":2,"table":"t"}\n'
 
 
 def network(width: int) -> Architecture:
@@ -33,18 +33,26 @@ def never(architecture: Architecture) -> float:
 
 def test_nothing_is_measured_twice_in_one_process_or_the_next(tmp_path: Path) -> None:
     clock, path = Clock(), tmp_path / "m.jsonl"
-    journal = MeasurementJournal(path, clock)
-    assert [journal.measure(network(width)) for width in (8, 16, 8, 16)] == [8.1, 16.1, 8.1, 16.1]
+    journal = MeasurementJournal(path, "t")
+    assert [journal.measure(network(width), clock) for width in (8, 16, 8, 16)] == [8.1, 16.1, 8.1, 16.1]
     assert clock.asked == [network(8).digest, network(16).digest]
-    again = MeasurementJournal(path, never)
-    assert [again.measure(network(width)) for width in (16, 8)] == [16.1, 8.1]
+    again = MeasurementJournal(path, "t")
+    assert [again.measure(network(width), never) for width in (16, 8)] == [16.1, 8.1]
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_measurements_of_another_table_are_kept_and_not_used(tmp_path: Path) -> None:
+    path, clock = tmp_path / "m.jsonl", Clock()
+    MeasurementJournal(path, "t").measure(network(8), clock)
+    MeasurementJournal(path, "other").measure(network(8), clock)
+    assert len(clock.asked) == 2
+    assert MeasurementJournal(path, "t").measure(network(8), never) == 8.1
 
 
 def test_a_measurement_is_on_the_disk_before_it_is_used(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    MeasurementJournal(path, Clock()).measure(network(8))
-    assert path.read_text() == f'{{"digest":"{network(8).digest}","measured_ms":8.1}}\n'
+    MeasurementJournal(path, "t").measure(network(8), Clock())
+    assert path.read_text() == f'{{"digest":"{network(8).digest}","measured_ms":8.1,"table":"t"}}\n'
 
 
 @pytest.mark.parametrize("kept", range(len(CONTENT) + 1))
@@ -52,26 +60,28 @@ def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path: Path, kept: 
     path = tmp_path / "m.jsonl"
     path.write_text(CONTENT[:kept])
     whole = CONTENT[:kept].count("\n")
-    journal = MeasurementJournal(path, Clock())
+    journal = MeasurementJournal(path, "t")
     assert journal.known == dict([("aaaaaaaaaaaa", 1.5), ("bbbbbbbbbbbb", 2.0)][:whole])
-    journal.measure(network(8))
+    journal.measure(network(8), Clock())
     lines = path.read_text().splitlines(keepends=True)
     assert "".join(lines[:-1]) == "".join(CONTENT.splitlines(keepends=True)[:whole])
-    assert MeasurementJournal(path, never).measure(network(8)) == 8.1
+    assert MeasurementJournal(path, "t").measure(network(8), never) == 8.1
 
 
 def test_a_failed_measurement_leaves_no_line(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     with pytest.raises(AssertionError):
-        MeasurementJournal(path, never).measure(network(8))
+        MeasurementJournal(path, "t").measure(network(8), never)
     assert not path.exists()
-    assert MeasurementJournal(path, Clock()).measure(network(8)) == 8.1
+    assert MeasurementJournal(path, "t").measure(network(8), Clock()) == 8.1
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "3", '{"digest":"a"}', '{"digest":"a","measured_ms":"fast"}', '{"digest":"a","measured_ms":null}', ""])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "3", '{"digest":"a"}', '{"digest":"a","measured_ms":1}', '{"digest":"a","measured_ms":"fast","table":"t"}', ""]
+)
 def test_a_damaged_line_within_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(f"{CONTENT}{line}\n")
     with pytest.raises(InputError, match=r"m\.jsonl is damaged: .*remove it"):
-        MeasurementJournal(path, Clock())
+        MeasurementJournal(path, "t")
     assert path.read_text() == f"{CONTENT}{line}\n"

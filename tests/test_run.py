@@ -13,6 +13,7 @@ from segnas.export.manifest import read_engine
 from segnas.files import read_json, read_noun, sha256_of
 from segnas.latency import Calibration, Entry, LatencyTable
 from segnas.latency_tables.store import load_table, save_table
+from segnas.measuring import Services
 from segnas.network import weights_digest
 from segnas.recipe import Recipe, recipe_from_toml
 from segnas.report import Report
@@ -20,7 +21,7 @@ from segnas.run import Run, SilentScreen
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.checkpoint import load_tensors
 from segnas.search.spaces import space as named_space
-from segnas.steps import Services, bench_engine
+from segnas.steps import bench_engine
 from segnas.target import Target
 
 RECIPE = """

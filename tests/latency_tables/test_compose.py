@@ -74,6 +74,23 @@ def test_calibration_needs_a_network(machine, networks, target):
         calibrate(table_of(networks, target, machine), [], prepare=machine.prepare)
 
 
+def test_an_interrupted_calibration_repeats_no_network(machine, networks, target):
+    table, kept = table_of(networks, target, machine), {}
+
+    def stopping(digest: str, ms: float) -> None:
+        kept[digest] = ms
+        if len(kept) == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(table, networks, prepare=machine.prepare, keep=stopping)
+    opened, again = machine.opened, dict(kept)
+    found = calibrate(table, networks, prepare=machine.prepare, known=kept, keep=again.__setitem__)
+    assert len(again) == len(networks) == 15
+    assert machine.opened - opened == 5 + 1, "what was left, and the sentinel"
+    assert found == calibrate(table, networks, prepare=machine.prepare)
+
+
 def test_the_same_network_twice_is_measured_once(machine, networks, target):
     calibrate(table_of(networks, target, machine), [networks[0], networks[0]], prepare=machine.prepare)
     assert machine.opened == 2

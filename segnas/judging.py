@@ -1,0 +1,189 @@
+"""Judging a table: draw networks, measure each in several processes, fit at every level, and say how far the estimates are off.
+
+draws -> judge.jsonl (one line a network and process) -> Judgement
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+from segnas.arch import Architecture, canonical_json
+from segnas.errors import IncompatibleError, InputError
+from segnas.export.manifest import versions
+from segnas.files import write_text
+from segnas.latency import LatencyTable
+from segnas.latency_tables.compose import reference_ms
+from segnas.latency_tables.judge import Judgement, Label, bare, label_of, noise, rows, spread
+from segnas.latency_tables.measure import Measured, measure_all
+from segnas.measuring import Progress, prepare_probe, require_entries
+from segnas.search.draws import corners, stratified, uniform
+from segnas.search.expected import ExpectedLatency
+from segnas.search.space import Space
+from segnas.target import Target
+
+FITTED, UNIFORM, STRATIFIED = 40, 30, 30
+FITTING_PROCESSES = 2
+"""Networks that are fitted on are measured in processes of their own, before those that are held out."""
+
+
+class MeasureAll(Protocol):
+    """Latencies of several networks in one new process, at the speed at which the sentinel takes `sentinel_ref_ms`."""
+
+    def __call__(self, architectures: Sequence[Architecture], target: Target, sentinel_ref_ms: float, seed: int) -> tuple[Measured, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The networks that a table is fitted on and judged by, all distinct."""
+
+    calibration: tuple[Architecture, ...]
+    uniform: tuple[Architecture, ...]
+    stratified: tuple[Architecture, ...]
+    corners: dict[str, Architecture]
+
+
+def draw(space: Space, table: LatencyTable, seed: int) -> Drawn:
+    """Half of the calibration networks uniform and half stratified, in turn, so that the first ten are of both; held-out ones are none of them."""
+    rng, price = Random(seed), ExpectedLatency(space, bare(table), table.target).exact  # whatever the table was calibrated on, the same draws
+    edges = corners(space, price)
+    taken = {architecture.digest for architecture in edges.values()}
+
+    def fresh(found: Sequence[Architecture], count: int) -> list[Architecture]:
+        kept = [architecture for architecture in found if architecture.digest not in taken][:count]
+        if len(kept) < count:
+            raise InputError(f"{space.name!r} has too few networks to judge a table by: {len(kept)} of {count} could be drawn")
+        taken.update(architecture.digest for architecture in kept)
+        return kept
+
+    half = FITTED // 2
+    mixed = zip(fresh(uniform(space, half + 10, rng), half), fresh(stratified(space, half + 10, price, rng), half), strict=True)
+    calibration = tuple(architecture for pair in mixed for architecture in pair)
+    return Drawn(
+        calibration,
+        tuple(fresh(uniform(space, UNIFORM + 20, rng), UNIFORM)),
+        tuple(fresh(stratified(space, STRATIFIED + 20, price, rng), STRATIFIED)),
+        edges,
+    )
+
+
+def measured_in_new_process(architectures: Sequence[Architecture], target: Target, sentinel_ref_ms: float, seed: int) -> tuple[Measured, ...]:
+    """`measure_all` in a process that did nothing before."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (tuple(architectures), target, sentinel_ref_ms, seed))
+
+
+def _measured(architectures: tuple[Architecture, ...], target: Target, sentinel_ref_ms: float, seed: int) -> tuple[Measured, ...]:
+    return measure_all(architectures, target, prepare=prepare_probe, sentinel_ref_ms=sentinel_ref_ms, seed=seed)
+
+
+def judge_table(
+    space: Space,
+    table: LatencyTable,
+    *,
+    journal: Path,
+    processes: int,
+    seed: int,
+    progress: Progress,
+    measure: MeasureAll = measured_in_new_process,
+) -> tuple[Judgement, LatencyTable]:
+    """The table's held-out figures, and the table calibrated for each entry on all the calibration networks.
+
+    A process that has finished is in the journal and is not repeated. IncompatibleError for a journal of another table or of other networks.
+    """
+    require_entries(space, table)
+    reference = reference_ms(table)
+    if reference is None:
+        raise InputError(f"the table of {table.space!r} does not say at which speed of the sentinel it was made; make it with `segnas profile`")
+    drawn = draw(space, table, seed)
+    held_out = (*drawn.uniform, *drawn.stratified, *dict.fromkeys(drawn.corners.values()))
+    log = _Sessions(journal, table, [a.digest for a in (*drawn.calibration, *held_out)])
+    plan = [("fit", i, drawn.calibration) for i in range(FITTING_PROCESSES)] + [("held", i, held_out) for i in range(processes)]
+    for done, (role, number, networks) in enumerate(plan):
+        progress(done, len(plan), f"process {done + 1} of {len(plan)}: {len(networks)} networks")
+        if not log.has(role, number):
+            log.add(role, number, networks, measure(networks, table.target, reference, seed + done))
+    progress(len(plan), len(plan), "")
+    architectures = {a.digest: a for a in (*drawn.calibration, *held_out)}
+    calibration = log.labels("fit", drawn.calibration)
+    sets = {
+        "uniform": log.labels("held", drawn.uniform),
+        "stratified": log.labels("held", drawn.stratified),
+        "corners": log.labels("held", tuple(dict.fromkeys(drawn.corners.values()))),
+    }
+    fitted = table.calibrated([table.probe(architectures[label.digest], label.ms) for label in calibration], "entries")
+    by_digest = {label.digest: label for label in sets["corners"]}
+    errors = {name: 100 * (fitted.estimate(a).total_ms / by_digest[a.digest].ms - 1) for name, a in drawn.corners.items()}
+    judgement = Judgement(
+        space=space.name,
+        target=table.target,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        processes=processes,
+        calibration=calibration,
+        sets=tuple(sets.items()),
+        label_noise=tuple((name, noise(labels)) for name, labels in sets.items()),
+        spread=tuple((name, spread(labels)) for name, labels in sets.items()),
+        rows=rows(table, architectures, calibration, sets),
+        corners=tuple(errors.items()),
+        conditions=(*versions(), ("load", " ".join(f"{value:.2f}" for value in os.getloadavg()))),
+    )
+    return judgement, fitted
+
+
+class _Sessions:
+    """The journal: a header that names table and networks, then one line a finished process."""
+
+    def __init__(self, path: Path, table: LatencyTable, digests: Sequence[str]) -> None:
+        self.path = path
+        self._found: dict[tuple[str, int], dict[str, float]] = {}
+        header = canonical_json({"space": table.space, "prices": table.prices_digest, "networks": list(digests)})
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # a torn last line has no line feed
+        if lines and lines[0] != header:
+            raise IncompatibleError(f"{path} was begun with another table or other networks; remove it, or give another --out")
+        try:
+            for line in map(json.loads, lines[1:]):
+                self._found[line["role"], line["process"]] = {digest: float(ms) for digest, ms in line["ms"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{path} is damaged; remove it, and the networks are measured again") from None
+        self._lines = lines or [header]
+
+    def has(self, role: str, process: int) -> bool:
+        """Whether that process has finished."""
+        return (role, process) in self._found
+
+    def add(self, role: str, process: int, networks: Sequence[Architecture], measured: Sequence[Measured]) -> None:
+        """Keep what a process found; on the disk before this returns."""
+        ms: Mapping[str, float] = {a.digest: m.median_ms for a, m in zip(networks, measured, strict=True)}
+        self._found[role, process] = dict(ms)
+        self._lines.append(canonical_json({"role": role, "process": process, "ms": ms}))
+        write_text(self.path, "".join(line + "\n" for line in self._lines))
+
+    def labels(self, role: str, networks: Sequence[Architecture]) -> tuple[Label, ...]:
+        """The networks' labels over all finished processes of that role."""
+        found = [ms for (kept, _), ms in sorted(self._found.items()) if kept == role]
+        return tuple(label_of(a.digest, [ms[a.digest] for ms in found]) for a in networks)
+
+
+def judgement_lines(judgement: Judgement) -> list[str]:
+    """The figures as a table for people."""
+    noises, spreads = dict(judgement.label_noise), dict(judgement.spread)
+    lines = [f"{judgement.space} on {judgement.target}: labels are means of {judgement.processes} processes"]
+    lines += [f"{name}: {len(labels)} networks, spread {spreads[name]:.1f} %, label noise {noises[name]:.2f} %" for name, labels in judgement.sets]
+    lines.append(
+        f"{'held-out set':<12} {'fitted on':>9} {'level':<8} {'MAPE':>6} {'RMSPE':>6} {'bias':>6} {'worst':>6} {'hit5':>5} {'hit10':>5}"
+        f" {'tau':>6} {'in band':>7} {'in 90 %':>7}"
+    )
+    for row in judgement.rows:
+        f = row.figures
+        band = "-" if f.band_tau is None else f"{f.band_tau:.2f}"
+        lines.append(
+            f"{row.networks:<12} {row.fitted_on:>9} {row.level:<8} {f.mape:>6.2f} {f.rmspe:>6.2f} {f.bias:>+6.2f} {f.worst:>+6.1f} {f.hit5:>5.0f} "
+            f"{f.hit10:>5.0f} {f.tau:>6.3f} {band:>7} {f.covered:>7.0f}"
+        )
+    lines += [f"corner {name:<28} {error:+.1f} %" for name, error in judgement.corners]
+    return lines

@@ -1,0 +1,192 @@
+"""Measuring: tables, whole networks and engines, on the machine that is here; where export, runtime and latency tables are joined."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+from segnas.arch import Architecture, Operation
+from segnas.errors import IncompatibleError, RequirementError
+from segnas.export.graph import graph_sha256, onnx_from_network
+from segnas.export.manifest import read_engine, versions
+from segnas.export.templates import templates
+from segnas.files import require_writable
+from segnas.latency import LatencyTable, Prepare, Timed
+from segnas.latency_tables.compose import calibrate, reference_ms
+from segnas.latency_tables.live import LiveCheck, check_live, live_entries
+from segnas.latency_tables.measure import measure
+from segnas.latency_tables.probes import designs, probe_operations
+from segnas.latency_tables.profile import profile
+from segnas.latency_tables.store import save_table
+from segnas.measurements import MeasurementJournal
+from segnas.network import initialised
+from segnas.runtime.onnxruntime_session import available_cores, cpu_target
+from segnas.runtime.session import open_session
+from segnas.search.derive import under_budget
+from segnas.search.expected import ExpectedLatency
+from segnas.search.space import Space
+from segnas.target import Target
+from segnas.timing import cpu_times, disturbance
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What is measured with: opening a network for timing, timing a whole one, timing an engine as shipped, in ms; and what refuses a table that
+    holds no longer. Tests give others.
+    """
+
+    prepare: Prepare
+    measure: Callable[[Architecture, LatencyTable], float]
+    measure_engine: Callable[[Path, Architecture, LatencyTable], float]
+    require_live: Callable[[LatencyTable, Progress], None] | None = None
+
+
+def prepare_probe(architecture: Architecture, target: Target) -> Timed:
+    """Export with random weights and open on the target's runtime."""
+    return open_session(onnx_from_network(initialised(architecture, 0).eval(), target), target)
+
+
+def graph_hashes(target: Target) -> Callable[[Operation], str]:
+    """What identifies an operation's exported graph on that target."""
+    return lambda operation: graph_sha256(operation, batch=target.batch, runtime=target.runtime)
+
+
+def measure_network(architecture: Architecture, table: LatencyTable, prepare: Prepare = prepare_probe) -> float:
+    """The sentinel-normalised latency of one network on the table's target, in ms."""
+    return repeatable_ms(lambda: measure(architecture, table.target, prepare=prepare, sentinel_ref_ms=reference_ms(table)).median_ms)
+
+
+def repeatable_ms(measure_once: Callable[[], float], *, within: float = 0.03, most: int = 5) -> float:
+    """Measure until two readings agree `within` that share of each other, at most `most` times; the mean of the two that agree best.
+
+    With two threads on two cores a single reading can be a third off whenever anything else runs (seen here), and nothing in it tells.
+    """
+    readings = sorted([measure_once(), measure_once()])
+    while True:
+        low, high = min(pairwise(readings), key=lambda pair: pair[1] / pair[0])
+        if high / low <= 1 + within or len(readings) >= most:
+            return (low + high) / 2
+        readings = sorted([*readings, measure_once()])
+
+
+def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) -> float:
+    """The sentinel-normalised latency of an engine's own file, in ms; `architecture` is what it was exported from."""
+    _, artefact = read_engine(path)
+
+    def prepare(wanted: Architecture, target: Target) -> Timed:
+        return open_session(artefact, target) if wanted == architecture else prepare_probe(wanted, target)
+
+    return measure_network(architecture, table, prepare)
+
+
+def check_table_live(table: LatencyTable, progress: Progress) -> LiveCheck:
+    """Some entries of a table of this machine, measured again."""
+    require_this_machine(table)
+    operations = [entry.operation for entry in live_entries(table)]
+    needed = (*operations, *probe_operations(designs(operations, table.target)))
+    templates(needed, batch=table.target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
+    told = lambda done, total, operation: progress(done, total, str(operation.kind))  # noqa: E731
+    return check_live(table, prepare=prepare_probe, graph_sha256=graph_hashes(table.target), progress=told)
+
+
+def require_live(table: LatencyTable, progress: Progress) -> None:
+    """Refuse a table that measuring again contradicts; IncompatibleError with what to run. A table that `profile` did not make cannot be checked."""
+    if reference_ms(table) is None:
+        return
+    found = check_table_live(table, progress)
+    if found.action in ("rescale", "profile"):
+        raise IncompatibleError(f"the latency table of {table.space!r} no longer holds on this machine: {found.advice}")
+
+
+SERVICES = Services(prepare_probe, measure_network, measure_engine, require_live)
+
+
+def make_table(
+    space: Space, target: Target, *, journal: Path, out: Path, networks: int, seed: int, services: Services, progress: Progress, strict: bool = False
+) -> LatencyTable:
+    """Measure every operation that the space can need, calibrate the sum on random networks, and write the table.
+
+    What else the machine did meanwhile is kept in the provenance; `strict` refuses to begin (RequirementError) where it is not quiet.
+    """
+    provenance = {**dict(versions()), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    require_writable(out)
+    if strict:
+        require_quiet()
+    before = cpu_times()
+    operations = space.all_operations(target)
+    needed = (*operations, *probe_operations(designs(operations, target)))
+    templates(needed, batch=target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
+    table = profile(
+        space.name,
+        operations,
+        target,
+        prepare=services.prepare,
+        graph_sha256=graph_hashes(target),
+        journal=journal,
+        provenance=provenance,
+        progress=lambda done, total, operation: progress(done, total, str(operation.kind)),
+        seed=seed,
+    )
+    rng = Random(seed + 1)
+    drawn = [space.decode(space.random(rng)).architecture for _ in range(networks)]
+    progress(len(operations), len(operations), f"calibrating on {networks} networks")
+    if networks:
+        measured = MeasurementJournal(journal.with_suffix(".networks.jsonl"), table.prices_digest)
+        table = calibrate(table, drawn, prepare=services.prepare, seed=seed, known=measured.known, keep=measured.add)
+    around = disturbance(before, cpu_times())
+    if around is not None:
+        found = {"others_cores": f"{around.others_cores:.2f}", "stolen": f"{around.stolen:.4f}"}
+        table = replace(table, provenance=tuple(sorted({**dict(table.provenance), **found}.items())))
+    save_table(out, table)
+    return table
+
+
+def require_quiet(seconds: float = 1.0) -> None:
+    """RequirementError where others keep the cores busy, or the host takes time away, over that many seconds."""
+    before = cpu_times()
+    time.sleep(seconds)
+    around = disturbance(before, cpu_times())
+    if around is not None and not around.quiet:
+        raise RequirementError(
+            f"this machine is not quiet: other processes keep {around.others_cores:.2f} cores busy and the host takes {around.stolen:.1%} of "
+            "the time; stop them, or measure without --strict"
+        )
+
+
+def require_entries(space: Space, table: LatencyTable) -> None:
+    """Refuse a table that does not price every operation of the space; IncompatibleError says how many are missing and what measures them."""
+    target = table.target
+    missing = table.missing(space.all_operations(target))
+    if missing:
+        raise IncompatibleError(
+            f"the latency table of {table.space!r} has no entry for {len(missing)} operations of {space.name!r} with {space.classes} classes, first "
+            f"{missing[0]}; run `segnas profile {space.name} --size {target.height}x{target.width} --threads {target.threads} "
+            f"--classes {space.classes} --out TABLE.json`"
+        )
+
+
+def require_budget(space: Space, table: LatencyTable, budget: float) -> None:
+    """InputError, with the cheapest network's latency, where the table knows no network of the space within that many ms."""
+    even = {name: (0.0,) * options for name, options in space.decisions.items()}
+    under_budget(space, even, ExpectedLatency(space, table, table.target).exact, budget, Random(0))
+
+
+def require_this_machine(table: LatencyTable) -> None:
+    """Refuse a table that was not measured on this machine with these versions; IncompatibleError names the fields that differ."""
+    table.require(_here(table))
+
+
+def table_elsewhere(table: LatencyTable) -> bool:
+    """Whether the table was measured on another machine, or with other versions: then it cannot be checked here."""
+    return bool(table.target.differences(_here(table)))
+
+
+def _here(table: LatencyTable) -> Target:
+    target = table.target
+    here = cpu_target(target.height, target.width, output_contract=target.output_contract)
+    return replace(here, threads=min(target.threads, available_cores()))

@@ -1,0 +1,92 @@
+"""Judging a table with a simulated machine: what is fitted is never judged, a finished process is never repeated."""
+
+from pathlib import Path
+
+import pytest
+
+from segnas.errors import IncompatibleError
+from segnas.judging import FITTED, FITTING_PROCESSES, STRATIFIED, UNIFORM, draw, judge_table
+from segnas.latency import Entry, LatencyTable
+from segnas.latency_tables.compose import SENTINEL_KEY
+from segnas.latency_tables.measure import Measured
+from segnas.search.spaces.cas import cas_tiny
+from segnas.target import Target
+
+SPACE = cas_tiny(5)
+TARGET = Target("test cpu", "onnxruntime", "1.0", "fp32", 64, 128)
+
+
+def price(operation) -> float:
+    return 0.05 + int(operation.digest[:4], 16) / 65536
+
+
+@pytest.fixture(scope="module")
+def table() -> LatencyTable:
+    entries = tuple(sorted((Entry(o, "block", price(o), 0.01, 9, "series", "") for o in SPACE.all_operations(TARGET)), key=lambda e: e.operation))
+    return LatencyTable(SPACE.name, TARGET, entries, provenance=((SENTINEL_KEY, "2.5"),))
+
+
+class Machine:
+    """10 % slower than the table says, with a wobble of 1 % that depends on the process."""
+
+    def __init__(self, table: LatencyTable, most: int = 99) -> None:
+        self.table, self.calls, self.most = table, [], most
+
+    def __call__(self, architectures, target, sentinel_ref_ms, seed):
+        assert (target, sentinel_ref_ms) == (TARGET, 2.5)
+        if len(self.calls) >= self.most:
+            raise KeyboardInterrupt
+        self.calls.append([a.digest for a in architectures])
+        wobble = [((int(a.digest, 16) + 37 * seed) % 201 - 100) / 10000 for a in architectures]
+        return tuple(Measured(1.1 * self.table.raw_sum_ms(a) * (1 + w), 0.01) for a, w in zip(architectures, wobble, strict=True))
+
+
+def judged(table: LatencyTable, machine: Machine, journal: Path):
+    return judge_table(SPACE, table, journal=journal, processes=3, seed=0, progress=lambda *at: None, measure=machine)
+
+
+def test_the_sets_are_distinct_and_of_the_stated_sizes(table: LatencyTable) -> None:
+    drawn = draw(SPACE, table, 0)
+    sets = [drawn.calibration, drawn.uniform, drawn.stratified, tuple(dict.fromkeys(drawn.corners.values()))]
+    assert [len(s) for s in sets[:3]] == [FITTED, UNIFORM, STRATIFIED]
+    digests = [a.digest for s in sets for a in s]
+    assert len(set(digests)) == len(digests)
+    assert draw(SPACE, table, 0) == drawn != draw(SPACE, table, 1)
+
+
+def test_a_judgement_of_a_table_that_is_ten_percent_low(table: LatencyTable, tmp_path: Path) -> None:
+    machine = Machine(table)
+    found, fitted = judged(table, machine, tmp_path / "j.jsonl")
+    by = {(row.networks, row.fitted_on, row.level): row.figures for row in found.rows}
+    assert by["uniform", 0, "sum"].mape == pytest.approx(100 * (1 - 1 / 1.1), abs=0.5)
+    for name in ("uniform", "stratified"):
+        assert by[name, 10, "scale"].mape < 1.0
+        assert by[name, 40, "entries"].mape < 1.0
+        assert by[name, 40, "entries"].hit5 == 100
+    assert fitted.calibration.level == "entries"
+    assert len(fitted.calibration.probes) == FITTED
+    assert len(machine.calls) == FITTING_PROCESSES + 3
+    assert {label.digest for label in found.calibration} == set(machine.calls[0])
+    assert not set(machine.calls[0]) & set(machine.calls[-1])
+    assert 0 < dict(found.label_noise)["uniform"] < 1.0
+    assert dict(found.spread)["stratified"] > dict(found.spread)["uniform"]
+
+
+def test_an_interrupted_judging_repeats_no_process(table: LatencyTable, tmp_path: Path) -> None:
+    whole, _ = judged(table, Machine(table), tmp_path / "whole.jsonl")
+    for most in (1, 2, 1):
+        with pytest.raises(KeyboardInterrupt):
+            judged(table, Machine(table, most), tmp_path / "j.jsonl")
+    with (tmp_path / "j.jsonl").open("a") as stream:
+        stream.write('{"process":9,"ro')  # a line that was being written
+    last = Machine(table)
+    found, _ = judged(table, last, tmp_path / "j.jsonl")
+    assert len(last.calls) == FITTING_PROCESSES + 3 - 4
+    assert (found.rows, found.sets) == (whole.rows, whole.sets)
+
+
+def test_a_journal_of_another_table_is_refused(table: LatencyTable, tmp_path: Path) -> None:
+    judged(table, Machine(table), tmp_path / "j.jsonl")
+    dearer = LatencyTable(table.space, TARGET, table.entries, overhead_ms=0.5, provenance=table.provenance)
+    with pytest.raises(IncompatibleError, match="another table or other networks"):
+        judged(dearer, Machine(dearer), tmp_path / "j.jsonl")
