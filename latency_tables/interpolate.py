@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from segnas.arch import DEEPEST_LEVEL, Operation, Shape, size_at
 from segnas.errors import IncompatibleError, InputError
-from segnas.latency import Calibration, Entry, LatencyTable
+from segnas.latency import Calibration, Entry, LatencyTable, profile_command
 from segnas.latency_tables.merge import at_speed_of, content_sha256, joint_provenance, require_alike, rounded
 from segnas.target import Target
 
@@ -124,6 +124,5 @@ def _require_prices(table: LatencyTable, operations: Iterable[Operation]) -> Non
     if missing:
         raise IncompatibleError(
             f"the latency table of {table.space!r} at {_size(table.target)} has no entry for {len(missing)} operations that are interpolated from, "
-            f"first {missing[0]}; measure them with `segnas profile {table.space} --size {_size(table.target)} --threads {table.target.threads} "
-            "--out TABLE.json`"
+            f"first {missing[0]}; measure them with `{profile_command(table.space, table.target)} --out TABLE.json`"
         )

@@ -17,7 +17,7 @@ from typing import Literal
 from segnas.arch import Operation
 from segnas.calibration import NORMAL_95
 from segnas.errors import IncompatibleError, InputError
-from segnas.latency import Entry, LatencyTable, Prepare
+from segnas.latency import Entry, LatencyTable, Prepare, profile_command
 from segnas.latency_tables.compose import reference_ms
 from segnas.latency_tables.profile import LEAST_ROUNDS, PROTOCOL, Progress, profile
 from segnas.latency_tables.slope import IQM_LOSS, QUARTILES
@@ -229,7 +229,7 @@ def _advice(action: Action, table: LatencyTable, ratio: float) -> str:
 
 
 def _command(table: LatencyTable) -> str:
-    return f"`segnas profile {table.space} --size {table.target.height}x{table.target.width} --threads {table.target.threads}`"
+    return f"`{profile_command(table.space, table.target)}`"
 
 
 def median_interval(checks: Sequence[EntryCheck]) -> tuple[float, float]:

@@ -11,8 +11,8 @@ import click
 
 from segnas import __version__
 from segnas.cli_data import data
+from segnas.cli_new_tables import tables
 from segnas.cli_options import CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
-from segnas.cli_tables import tables
 from segnas.errors import UsageError
 
 
@@ -132,22 +132,40 @@ def spaces(classes: int, as_json: bool) -> None:
 @CLASSES
 @click.option("--networks", type=click.IntRange(0), default=10, show_default=True, help="Whole random networks that calibrate the sum.")
 @click.option("--out", type=FILE, required=True, help="The table, a .json file; an interrupted profile continues from its journal.")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "torch"]), default="onnxruntime", show_default=True, help="torch: a CUDA GPU.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16 on a GPU only.")
 @click.option("--strict", is_flag=True, help="Refuse to measure on a machine that is not quiet.")
 @SEED
 @JSON
-def profile(space: str, size: str, threads: int, classes: int, networks: int, out: Path, strict: bool, seed: int, as_json: bool) -> None:
+def profile(
+    space: str,
+    size: str,
+    threads: int,
+    classes: int,
+    networks: int,
+    out: Path,
+    runtime: str,
+    precision: str,
+    strict: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Measure a latency table of SPACE on this machine.
 
     Example: segnas profile cas-fast --size 360x480 --classes 11 --out cas-fast.json
     """
     from segnas.measuring import SERVICES, make_table
     from segnas.runtime.onnxruntime_session import cpu_target
+    from segnas.runtime.torch_session import torch_target
     from segnas.screen import RichScreen
     from segnas.search.spaces import space as named_space
     from segnas.target import parse_size
 
     require_suffix(out, ".json")
-    wanted, target = named_space(space, classes), cpu_target(*parse_size(size), threads=threads)
+    if runtime == "onnxruntime" and precision != "fp32":
+        raise UsageError(f"--precision {precision} was given; a table of onnxruntime on a CPU is fp32: add --runtime torch on a machine with a GPU")
+    wanted = named_space(space, classes)
+    target = torch_target(*parse_size(size), precision=precision) if runtime == "torch" else cpu_target(*parse_size(size), threads=threads)
     with RichScreen().step(f"measuring the operations of {space}") as progress:
         journal = out.with_suffix(".jsonl")
         table = make_table(

@@ -11,13 +11,12 @@ from segnas.cli_options import FILE, JSON, SEED, emit, require_suffix
 from segnas.errors import IncompatibleError, InputError, SegnasError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from segnas.arch import Architecture, Operation
     from segnas.latency import Entry, LatencyTable
     from segnas.latency_tables.check import Change
     from segnas.search.space import Space
-    from segnas.target import Target
 
 DEAREST = 10  # entries or changes that are listed unless all are asked for
 DRAWN = 50  # random networks of a figure
@@ -102,7 +101,7 @@ def check(table: Path, classes: int | None, live: bool, as_json: bool) -> None:
     from segnas.latency_tables.store import load_table
 
     loaded = load_table(table)
-    coverage = check_coverage(loaded, _space_of(loaded, classes).all_operations(loaded.target))
+    coverage = check_coverage(loaded, space_of(loaded, classes).all_operations(loaded.target))
     floor = tuple(sorted(entry.operation for entry in loaded.entries if entry.median_ms <= FLOOR_MS))
     parts = {
         "missing": ("needed and without a price", coverage.missing),
@@ -131,25 +130,6 @@ def check(table: Path, classes: int | None, live: bool, as_json: bool) -> None:
     coverage.require(loaded.space)
     if advice:
         raise IncompatibleError(f"{table} no longer holds on this machine: {advice}")
-
-
-@tables.command()
-@click.argument("table", type=FILE)
-@click.option("--factor", type=click.FloatRange(0.01, 100), required=True, help="What every price is multiplied by.")
-@click.option("--out", type=FILE, required=True, help="The new table.")
-@JSON
-def rescale(table: Path, factor: float, out: Path, as_json: bool) -> None:
-    """Multiply every price of a table, where `tables check --live` found that all changed alike.
-
-    Example: segnas tables rescale cas-fast.json --factor 1.08 --out cas-fast-now.json
-    """
-    from segnas.latency_tables.live import rescaled
-    from segnas.latency_tables.store import load_table, save_table
-
-    require_suffix(out, ".json")
-    made = rescaled(load_table(table), factor)
-    save_table(out, made)
-    emit({"table": str(out), "entries": len(made.entries), "factor": factor}, as_json, [f"{out}: {len(made.entries)} entries, each times {factor:g}"])
 
 
 @tables.command()
@@ -183,7 +163,7 @@ def judge(table: Path, processes: int, out: Path | None, classes: int | None, se
     require_writable(result)
     with RichScreen().step(f"judging the table of {loaded.space}") as progress:
         judgement, fitted = judge_table(
-            _space_of(loaded, classes), loaded, journal=result.with_suffix(".judging.jsonl"), processes=processes, seed=seed, progress=progress
+            space_of(loaded, classes), loaded, journal=result.with_suffix(".judging.jsonl"), processes=processes, seed=seed, progress=progress
         )
     content = {"schema": "segnas.judgement/1", **cast(dict[str, Any], plain(judgement))}
     write_text(result.with_suffix(".judged.json"), json.dumps(content, indent=1) + "\n")
@@ -256,60 +236,6 @@ def plot(table: Path, out: Path, against: Path | None, as_json: bool) -> None:
     emit(found, as_json, [f"{out}: most of {DRAWN} random networks' time, {share:.1%}, goes to {name}"])
 
 
-@tables.command()
-@click.argument("first", type=FILE)
-@click.argument("second", type=FILE)
-@click.option("--out", type=FILE, required=True, help="The merged table, a .json file.")
-@click.option("--prefer", type=click.Choice(["first", "second"]), help="Whose entry counts where both price the same operation differently.")
-@JSON
-def merge(first: Path, second: Path, out: Path, prefer: Any, as_json: bool) -> None:
-    """Join the entries of two tables of one space on one target; the result has no calibration.
-
-    Example: segnas tables merge old.json new.json --out both.json --prefer second
-    """
-    require_suffix(out, ".json")
-    from segnas.latency_tables.merge import merge as merge_tables
-    from segnas.latency_tables.store import load_table, save_table
-
-    one, other = load_table(first), load_table(second)
-    merged = merge_tables(one, other, prefer=prefer)
-    save_table(out, merged)
-    found = {"table": str(out), "entries": len(merged.entries), "merged": [len(one.entries), len(other.entries)]}
-    line = f"{out}: {len(merged.entries)} entries of {len(one.entries)} and {len(other.entries)}, not calibrated; {merged.target}"
-    emit(found, as_json, [line])
-
-
-@tables.command()
-@click.argument("first", type=FILE)
-@click.argument("second", type=FILE)
-@click.option("--size", required=True, metavar="HxW", help="Size that was not measured, HEIGHTxWIDTH, between the tables'.")
-@click.option("--out", type=FILE, required=True, help="The interpolated table, a .json file.")
-@CLASSES
-@JSON
-def interpolate(first: Path, second: Path, size: str, out: Path, classes: int | None, as_json: bool) -> None:
-    """Make the table of a resolution between those of two tables; each entry of it says that it is interpolated.
-
-    Example: segnas tables interpolate small.json large.json --size 384x768 --out between.json
-    """
-    require_suffix(out, ".json")
-    from dataclasses import replace
-
-    from segnas.files import require_writable
-    from segnas.latency_tables.interpolate import interpolate as interpolate_tables
-    from segnas.latency_tables.store import load_table, save_table
-    from segnas.target import parse_size
-
-    height, width = parse_size(size)
-    one, other = load_table(first), load_table(second)
-    target = replace(one.target, height=height, width=width)
-    require_writable(out)
-    operations = _space_of(one, classes).all_operations(target)
-    made = interpolate_tables(one, other, operations, target, graph_sha256=_graph_hashes(operations, target))
-    save_table(out, made)
-    found = {"table": str(out), "entries": len(made.entries), "scale": made.calibration.scale, "relative_sd": made.calibration.relative_sd}
-    emit(found, as_json, [f"{out}: {len(made.entries)} interpolated entries, residual taken to be {made.calibration.relative_sd:.1%}; {target}"])
-
-
 def packaged_folder() -> Path:
     """Where the tables lie that come with segnas; the folder may be absent."""
     import segnas.latency_tables
@@ -348,7 +274,7 @@ def _row_line(row: dict[str, Any]) -> str:
     )
 
 
-def _space_of(table: LatencyTable, classes: int | None) -> Space:
+def space_of(table: LatencyTable, classes: int | None) -> Space:
     """The space that the table prices; UsageError where it is none of segnas's, or its classes cannot be told from the table."""
     from segnas.search.spaces import space
 
@@ -362,25 +288,8 @@ def _drawn(table: LatencyTable) -> tuple[Architecture, ...]:
     """Random networks of the table's space, always the same ones."""
     from random import Random
 
-    space, rng = _space_of(table, None), Random(0)
+    space, rng = space_of(table, None), Random(0)
     return tuple(space.decode(space.random(rng)).architecture for _ in range(DRAWN))
-
-
-def _graph_hashes(operations: Sequence[Operation], target: Target) -> Callable[[Operation], str]:
-    """What hashes an operation's graph; all are exported at the first call, since one export of many is much faster than many of one."""
-    from functools import cache
-
-    from segnas.export.graph import graph_sha256
-    from segnas.export.templates import templates
-    from segnas.screen import RichScreen
-
-    @cache
-    def hashes() -> dict[Operation, str]:
-        with RichScreen().step("exporting operations") as progress:
-            templates(operations, batch=target.batch, progress=lambda done, total: progress(done, total, ""))
-        return {o: graph_sha256(o, batch=target.batch, runtime=target.runtime) for o in operations}
-
-    return lambda operation: hashes()[operation]
 
 
 def _agreement(before: LatencyTable, after: LatencyTable) -> dict[str, dict[str, float | int | None]]:

@@ -28,8 +28,6 @@ from segnas.search.space import Space
 from segnas.target import Target
 
 FITTED, UNIFORM, STRATIFIED = 40, 30, 30
-FITTING_PROCESSES = 2
-"""Networks that are fitted on are measured in processes of their own, before those that are held out."""
 
 
 class MeasureAll(Protocol):
@@ -94,6 +92,7 @@ def judge_table(
 ) -> tuple[Judgement, LatencyTable]:
     """The table's held-out figures, and the table calibrated for each entry on all the calibration networks.
 
+    Networks that are fitted on and networks that are held out are measured in `processes` processes each, never in the same one, in turn.
     A process that has finished is in the journal and is not repeated. IncompatibleError for a journal of another table or of other networks.
     """
     require_entries(space, table)
@@ -103,7 +102,7 @@ def judge_table(
     drawn = draw(space, table, seed)
     held_out = (*drawn.uniform, *drawn.stratified, *dict.fromkeys(drawn.corners.values()))
     log = _Sessions(journal, table, [a.digest for a in (*drawn.calibration, *held_out)])
-    plan = [("fit", i, drawn.calibration) for i in range(FITTING_PROCESSES)] + [("held", i, held_out) for i in range(processes)]
+    plan = [task for i in range(processes) for task in (("fit", i, drawn.calibration), ("held", i, held_out))]
     for done, (role, number, networks) in enumerate(plan):
         progress(done, len(plan), f"process {done + 1} of {len(plan)}: {len(networks)} networks")
         if not log.has(role, number):

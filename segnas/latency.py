@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from segnas.arch import Architecture, Operation, argmax_operation, canonical_json
-from segnas.calibration import NORMAL_95, Floats, Posterior, fitted, quantile_95
+from segnas.calibration import NORMAL_95, Floats, Integers, Posterior, fitted, quantile_95
 from segnas.errors import IncompatibleError, InputError
 from segnas.target import Target
 from segnas.timing import percentile
@@ -118,7 +118,7 @@ class LatencyTable:
         if entry is None:
             raise IncompatibleError(
                 f"the latency table of {self.space!r} ({self.target}) has no entry for {operation}; "
-                f"measure it with `segnas profile {self.space} --size {self.target.height}x{self.target.width} --threads {self.target.threads}`"
+                f"measure it with `{profile_command(self.space, self.target)}`"
             )
         return entry
 
@@ -202,7 +202,7 @@ class LatencyTable:
             residual = math.sqrt(math.fsum((r / scale - 1) ** 2 for r in ratios) / max(1, len(ratios) - 1)) if len(ratios) > 2 else 0.05
             return replace(self, calibration=Calibration(scale, max(residual, 0.005), kept, "sum" if level == "sum" else "scale"))
         bare = replace(self, calibration=Calibration(scale, probes=kept, level=level))
-        found = fitted(bare._shares([dict(probe.counts) for probe in kept]), np.array(ratios) / scale - 1)
+        found = fitted(bare._shares([dict(probe.counts) for probe in kept]), np.array(ratios) / scale - 1, bare._groups)
         corrections = tuple(zip(bare._coefficients, map(float, found.mean), strict=True))
         return replace(self, calibration=Calibration(scale, found.noise_sd, kept, level, corrections, found.prior_sd))
 
@@ -214,13 +214,21 @@ class LatencyTable:
         return tuple(sorted(entry.operation.digest for entry in self.entries)) if self.calibration.level == "entries" else ()
 
     @cached_property
+    def _groups(self) -> Integers:
+        """Coefficients of one group err alike: the same operation with the same attributes and stride, whatever its shapes."""
+        by_digest = {e.operation.digest: f"{e.operation.kind}/{e.operation.stride}" for e in self.entries}
+        names = [by_digest.get(name, name) for name in self._coefficients]
+        return np.array([names.index(name) for name in names])
+
+    @cached_property
     def _posterior(self) -> Posterior | None:
         """The fit again, with its covariance; None at the levels that have none."""
         if not self._coefficients:
             return None
         made = self.calibration
         ratios = np.array([probe.measured_ms / probe.sum_ms for probe in made.probes])
-        return Posterior(self._shares([dict(probe.counts) for probe in made.probes]), ratios / made.scale - 1, made.prior_sd, made.relative_sd)
+        shares = self._shares([dict(probe.counts) for probe in made.probes])
+        return Posterior(shares, ratios / made.scale - 1, self._groups, made.prior_sd, made.relative_sd)
 
     def _counts(self, architecture: Architecture) -> Counter[str]:
         return Counter(o.digest for o in priced_operations(architecture, self.target) if not o.is_free)
@@ -245,6 +253,13 @@ class LatencyTable:
         """Sum of the entries and the overhead, before any calibration."""
         operations = priced_operations(architecture, self.target)
         return self.overhead_ms + math.fsum(self.entry(o).median_ms for o in operations if not o.is_free)
+
+
+def profile_command(space: str, target: Target) -> str:
+    """The command that measures a table of that space on that target."""
+    size = f"--size {target.height}x{target.width}"
+    where = f"--threads {target.threads}" if target.runtime == "onnxruntime" else f"--runtime {target.runtime} --precision {target.precision}"
+    return f"segnas profile {space} {size} {where}"
 
 
 def priced_operations(architecture: Architecture, target: Target) -> tuple[Operation, ...]:

@@ -14,13 +14,14 @@ from segnas.export.graph import graph_sha256, onnx_from_network
 from segnas.export.manifest import read_engine, versions
 from segnas.export.templates import templates
 from segnas.files import require_writable
-from segnas.latency import LatencyTable, Prepare, Timed
+from segnas.latency import LatencyTable, Prepare, Timed, profile_command
 from segnas.latency_tables.compose import calibrate, reference_ms
 from segnas.latency_tables.live import LiveCheck, check_live, live_entries
 from segnas.latency_tables.measure import measure
 from segnas.latency_tables.probes import designs, probe_operations
 from segnas.latency_tables.profile import profile
 from segnas.latency_tables.store import save_table
+from segnas.latency_tables.transfer import transferred
 from segnas.measurements import MeasurementJournal
 from segnas.network import initialised
 from segnas.runtime.onnxruntime_session import available_cores, cpu_target
@@ -47,7 +48,11 @@ class Services:
 
 
 def prepare_probe(architecture: Architecture, target: Target) -> Timed:
-    """Export with random weights and open on the target's runtime."""
+    """Export with random weights and open on the target's runtime; torch runs the network itself."""
+    if target.runtime == "torch":
+        from segnas.runtime.torch_session import open_torch
+
+        return open_torch(initialised(architecture, 0).eval(), architecture.nodes[0].channels, target)
     return open_session(onnx_from_network(initialised(architecture, 0).eval(), target), target)
 
 
@@ -146,6 +151,15 @@ def make_table(
     return table
 
 
+def transfer_table(space: Space, table: LatencyTable, *, networks: int, seed: int, progress: Progress) -> LatencyTable:
+    """That table for this machine, by one factor from so many random networks."""
+    require_entries(space, table)
+    rng = Random(seed)
+    drawn = [space.decode(space.random(rng)).architecture for _ in range(networks)]
+    progress(0, 1, f"{networks} networks")
+    return transferred(table, here(table.target), drawn, prepare=prepare_probe, seed=seed)
+
+
 def require_quiet(seconds: float = 1.0) -> None:
     """RequirementError where others keep the cores busy, or the host takes time away, over that many seconds."""
     before = cpu_times()
@@ -165,7 +179,7 @@ def require_entries(space: Space, table: LatencyTable) -> None:
     if missing:
         raise IncompatibleError(
             f"the latency table of {table.space!r} has no entry for {len(missing)} operations of {space.name!r} with {space.classes} classes, first "
-            f"{missing[0]}; run `segnas profile {space.name} --size {target.height}x{target.width} --threads {target.threads} "
+            f"{missing[0]}; run `{profile_command(space.name, target)} "
             f"--classes {space.classes} --out TABLE.json`"
         )
 
@@ -178,15 +192,21 @@ def require_budget(space: Space, table: LatencyTable, budget: float) -> None:
 
 def require_this_machine(table: LatencyTable) -> None:
     """Refuse a table that was not measured on this machine with these versions; IncompatibleError names the fields that differ."""
-    table.require(_here(table))
+    table.require(here(table.target))
 
 
 def table_elsewhere(table: LatencyTable) -> bool:
     """Whether the table was measured on another machine, or with other versions: then it cannot be checked here."""
-    return bool(table.target.differences(_here(table)))
+    return bool(table.target.differences(here(table.target)))
 
 
-def _here(table: LatencyTable) -> Target:
-    target = table.target
-    here = cpu_target(target.height, target.width, output_contract=target.output_contract)
-    return replace(here, threads=min(target.threads, available_cores()))
+def here(target: Target) -> Target:
+    """This machine, asked as that target asks."""
+    if target.runtime == "torch":
+        from segnas.runtime.torch_session import torch_target
+
+        return torch_target(
+            target.height, target.width, precision=target.precision, output_contract=target.output_contract, batch=target.batch, scope=target.scope
+        )
+    cpu = cpu_target(target.height, target.width, output_contract=target.output_contract)
+    return replace(cpu, threads=min(target.threads, available_cores()))

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from segnas import __version__, measuring
 from segnas.arch import Architecture
 from segnas.cli import segnas
+from segnas.errors import RequirementError, SegnasError, UsageError
 from segnas.files import read_noun, write_noun
 from segnas.latency import Entry, LatencyTable
 from segnas.latency_tables.store import save_table
@@ -198,3 +200,17 @@ def test_every_example_in_a_help_text_parses() -> None:
         words = shlex.split(line)
         assert words[: 1 + len(name.split())] == ["segnas", *name.split()]
         COMMANDS[name].make_context(name, words[1 + len(name.split()) :]).close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (("--runtime", "torch", "--precision", "fp16"), RequirementError, "segnas doctor"),
+        (("--precision", "fp16"), UsageError, "add --runtime torch"),
+    ],
+)
+def test_profiling_on_a_gpu_that_is_not_here(tmp_path: Path, options: tuple[str, ...], error: type[SegnasError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        segnas.main(["profile", "cas-tiny", "--size", "64x128", "--out", str(tmp_path / "t.json"), *options], standalone_mode=False)
+    assert not list(tmp_path.iterdir())

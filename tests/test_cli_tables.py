@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from segnas.arch import Operation, Shape
-from segnas.cli_tables import packaged_folder, tables
+from segnas.cli_new_tables import tables
+from segnas.cli_tables import packaged_folder
 from segnas.errors import IncompatibleError, InputError, SegnasError, UsageError
 from segnas.export.graph import graph_sha256
 from segnas.export.templates import templates
@@ -101,12 +102,12 @@ def test_every_command_has_help_json_and_options_with_help(name: str) -> None:
 
 
 def test_the_commands_are_those_of_the_issue() -> None:
-    assert sorted(tables.commands) == ["check", "diff", "interpolate", "judge", "list", "merge", "plot", "rescale", "show"]
+    assert sorted(tables.commands) == ["check", "diff", "interpolate", "judge", "list", "merge", "plot", "rescale", "show", "transfer"]
 
 
 def test_help_loads_nothing_heavy() -> None:
     heavy = ("torch", "onnx", "onnxruntime", "cv2", "rich", "matplotlib", "numpy")
-    code = "import sys; from segnas.cli_tables import tables; tables(['plot', '--help'], standalone_mode=False)\n"
+    code = "import sys; from segnas.cli_new_tables import tables; tables(['plot', '--help'], standalone_mode=False)\n"
     code += f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stderr.strip() == "[]"

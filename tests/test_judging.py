@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segnas.errors import IncompatibleError
-from segnas.judging import FITTED, FITTING_PROCESSES, STRATIFIED, UNIFORM, draw, judge_table
+from segnas.judging import FITTED, STRATIFIED, UNIFORM, draw, judge_table
 from segnas.latency import Entry, LatencyTable
 from segnas.latency_tables.compose import SENTINEL_KEY
 from segnas.latency_tables.measure import Measured
@@ -65,7 +65,7 @@ def test_a_judgement_of_a_table_that_is_ten_percent_low(table: LatencyTable, tmp
         assert by[name, 40, "entries"].hit5 == 100
     assert fitted.calibration.level == "entries"
     assert len(fitted.calibration.probes) == FITTED
-    assert len(machine.calls) == FITTING_PROCESSES + 3
+    assert len(machine.calls) == 2 * 3
     assert {label.digest for label in found.calibration} == set(machine.calls[0])
     assert not set(machine.calls[0]) & set(machine.calls[-1])
     assert 0 < dict(found.label_noise)["uniform"] < 1.0
@@ -81,7 +81,7 @@ def test_an_interrupted_judging_repeats_no_process(table: LatencyTable, tmp_path
         stream.write('{"process":9,"ro')  # a line that was being written
     last = Machine(table)
     found, _ = judged(table, last, tmp_path / "j.jsonl")
-    assert len(last.calls) == FITTING_PROCESSES + 3 - 4
+    assert len(last.calls) == 2 * 3 - 4
     assert (found.rows, found.sets) == (whole.rows, whole.sets)
 
 

@@ -1,0 +1,59 @@
+"""The tables that come with segnas: whole, complete for their space, still exported as the graphs that were measured, and as good as they say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segnas.cli_tables import packaged_folder
+from segnas.export.graph import graph_sha256
+from segnas.files import unplain
+from segnas.judging import draw
+from segnas.latency_tables.check import check_coverage
+from segnas.latency_tables.judge import Judgement, bare, figures
+from segnas.latency_tables.store import load_table
+from segnas.search.spaces import space
+
+TABLES = sorted(path for path in packaged_folder().glob("*.json") if not path.name.endswith(".judged.json"))
+
+
+def classes_of(table) -> int:
+    return next(entry.operation.output.channels for entry in table.entries if entry.operation.op == "classifier")
+
+
+def test_there_are_tables_of_every_space() -> None:
+    assert {load_table(path).space for path in TABLES} >= {"cas", "cas-fast", "cas-tiny"}
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_table_prices_its_space_and_nothing_else(path: Path) -> None:
+    table = load_table(path)
+    coverage = check_coverage(table, space(table.space, classes_of(table)).all_operations(table.target))
+    assert (coverage.missing, coverage.unreachable) == ((), ())
+    assert {entry.source for entry in table.entries} == {"measured"}
+    assert {"created", "sentinel_ms", "protocol"} <= set(dict(table.provenance))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_figures_beside_a_table_follow_from_its_labels(path: Path) -> None:
+    table = load_table(path)
+    data = json.loads(path.with_suffix(".judged.json").read_text(encoding="utf-8"))
+    assert data.pop("schema") == "segnas.judgement/1"
+    judgement = unplain(Judgement, data)
+    drawn = draw(space(table.space, classes_of(table)), table, 0)
+    networks = {a.digest: a for a in (*drawn.calibration, *drawn.uniform, *drawn.stratified, *drawn.corners.values())}
+    fitted = bare(table).calibrated([table.probe(networks[label.digest], label.ms) for label in judgement.calibration], "entries")
+    sets = dict(judgement.sets)
+    for row in judgement.rows:
+        if (row.fitted_on, row.level) == (40, "entries"):
+            found = figures(fitted, networks, sets[row.networks])
+            assert (found.mape, found.tau, found.covered) == pytest.approx((row.figures.mape, row.figures.tau, row.figures.covered), rel=1e-3)
+    assert table.calibration.scale == pytest.approx(fitted.calibration.scale, rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_operations_are_still_exported_as_they_were_measured(path: Path) -> None:
+    table = load_table(path)
+    for entry in table.entries:
+        assert entry.graph_sha256 == graph_sha256(entry.operation, batch=table.target.batch, runtime=table.target.runtime), str(entry.operation)
