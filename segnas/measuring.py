@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+import torch
+
 from segnas.arch import Architecture, Operation
 from segnas.errors import IncompatibleError, RequirementError
 from segnas.export.graph import graph_sha256, onnx_from_network
@@ -201,8 +203,8 @@ def table_elsewhere(table: LatencyTable) -> bool:
 
 
 def here(target: Target) -> Target:
-    """This machine, asked as that target asks."""
-    if target.runtime == "torch":
+    """This machine, asked as that target asks; where it cannot serve that runtime, as ONNX Runtime on its CPU, which differs."""
+    if target.runtime == "torch" and torch.cuda.is_available():
         from segnas.runtime.torch_session import torch_target
 
         return torch_target(
