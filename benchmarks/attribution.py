@@ -18,6 +18,7 @@ from segnas.latency_tables.store import load_table
 from segnas.measuring import require_this_machine
 from segnas.network import initialised
 from segnas.runtime.attribution import attribute
+from segnas.search.draws import networks as random_networks
 from segnas.search.spaces import space as named_space
 
 
@@ -31,8 +32,7 @@ def main(path: Path, networks: int) -> None:
     attributed: list[float] = []
     found: defaultdict[str, list[float]] = defaultdict(list)
     predicted: defaultdict[str, list[float]] = defaultdict(list)
-    for _ in range(networks):
-        architecture = space.decode(space.random(rng)).architecture
+    for architecture in random_networks(space, networks, rng):
         result = attribute(onnx_from_network(initialised(architecture, 0).eval(), target), architecture, target)
         attributed.append(result.attributed)
         for kind, ms in result.by_kind(lambda o: entry_kind(o, target)).items():

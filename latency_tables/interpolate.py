@@ -12,7 +12,8 @@ from dataclasses import replace
 from segnas.arch import DEEPEST_LEVEL, Operation, Shape, size_at
 from segnas.errors import IncompatibleError, InputError
 from segnas.latency import Calibration, Entry, LatencyTable, profile_command
-from segnas.latency_tables.merge import at_speed_of, content_sha256, joint_provenance, require_alike, rounded
+from segnas.latency_tables.merge import at_speed_of, joint_provenance, require_alike, rounded
+from segnas.latency_tables.store import content_sha256
 from segnas.target import Target
 
 SOURCE = "interpolated"

@@ -4,7 +4,6 @@ Prices are in ms at the speed at which the table's sentinel takes its reference 
 first's speed.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Literal
 from segnas.errors import IncompatibleError
 from segnas.latency import Calibration, Entry, LatencyTable
 from segnas.latency_tables.compose import SENTINEL_KEY, reference_ms
-from segnas.latency_tables.store import table_text
+from segnas.latency_tables.store import content_sha256
 from segnas.target import Target
 
 Preference = Literal["first", "second"]
@@ -42,11 +41,6 @@ def merge(first: LatencyTable, second: LatencyTable, *, prefer: Preference | Non
         calibration=Calibration(),
         provenance=joint_provenance(first, told, made),
     )
-
-
-def content_sha256(table: LatencyTable) -> str:
-    """The sha256 that the table's file states of its own content."""
-    return str(json.loads(table_text(table))["content_sha256"])
 
 
 def at_speed_of(table: LatencyTable, other: LatencyTable) -> LatencyTable:

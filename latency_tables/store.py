@@ -25,12 +25,16 @@ def save_table(path: Path, table: LatencyTable) -> None:
 
 def table_text(table: LatencyTable) -> str:
     """The table's file: equal tables give equal text."""
-    content = cast(dict[str, Any], plain(table))
-    content["entries"] = [plain(entry) for entry in sorted(table.entries, key=lambda entry: entry.operation)]
+    content = _content(table)
     head = {"schema": SCHEMA, "content_sha256": _content_sha256(content), **{k: v for k, v in content.items() if k != "entries"}}
     lines = [f"{json.dumps(key)}: {canonical_json(value)}," for key, value in head.items()]
     entries = ",\n".join(f" {canonical_json(entry)}" for entry in content["entries"])
     return "{\n" + "\n".join(lines) + '\n"entries": [\n' + entries + "\n]\n}\n"
+
+
+def content_sha256(table: LatencyTable) -> str:
+    """The sha256 that the table's file states of its own content."""
+    return _content_sha256(_content(table))
 
 
 def load_table(path: Path) -> LatencyTable:
@@ -75,6 +79,12 @@ def _checked(path: Path, table: LatencyTable) -> LatencyTable:
             f"0 or more, more than 0, 0 or more, and one of {', '.join(LEVELS)} are needed"
         )
     return table
+
+
+def _content(table: LatencyTable) -> dict[str, Any]:
+    content = cast(dict[str, Any], plain(table))
+    content["entries"] = [plain(entry) for entry in sorted(table.entries, key=lambda entry: entry.operation)]
+    return content
 
 
 def _content_sha256(content: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.latency import Calibration, LatencyTable, Prepare
 from segnas.latency_tables.compose import SENTINEL_KEY
 from segnas.latency_tables.measure import ROUNDS, measure, measure_all
-from segnas.latency_tables.merge import content_sha256, rounded
+from segnas.latency_tables.merge import rounded
 from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
+from segnas.latency_tables.store import content_sha256
 from segnas.target import Target
 
 MOVABLE = ("device", "runtime_version", "threads", "options")
@@ -28,10 +29,9 @@ def transferred(
 
     10 networks are advised. IncompatibleError, with the field, where the targets are of no one family; InputError below 3 distinct networks.
     """
-    differing = [d for d in table.target.differences(target) if d[0] not in MOVABLE]
+    differing = table.differing(target, allow=MOVABLE)
     if differing:
-        lines = "; ".join(f"{name}: the table has {here!r}, asked for is {there!r}" for name, here, there in differing)
-        raise IncompatibleError(f"a latency table cannot be transferred to that target ({lines}); only {', '.join(MOVABLE)} may differ")
+        raise IncompatibleError(f"a latency table cannot be transferred to that target ({differing}); only {', '.join(MOVABLE)} may differ")
     distinct = tuple({a.digest: a for a in networks}.values())
     if len(distinct) < LEAST_NETWORKS:
         raise InputError(f"{len(distinct)} networks were given to transfer a table with; at least {LEAST_NETWORKS} are needed, 10 are advised")

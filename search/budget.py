@@ -10,6 +10,7 @@ from segnas.arch import Architecture
 from segnas.errors import InputError, UsageError
 from segnas.latency import LatencyTable
 from segnas.search.derive import under_budget
+from segnas.search.draws import networks
 from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Derived, Space
 from segnas.timing import percentile
@@ -52,7 +53,7 @@ def budget_ms(text: str, space: Space, table: LatencyTable, seed: int) -> float:
     if not is_percentile:
         return value
     rng = Random(seed)
-    return percentile([table.estimate(space.decode(space.random(rng)).architecture).total_ms for _ in range(DRAWS)], value)
+    return percentile([table.estimate(network).total_ms for network in networks(space, DRAWS, rng)], value)
 
 
 def read_budget(text: str) -> tuple[float, bool]:

@@ -17,6 +17,11 @@ CONCENTRATION = 0.5
 Price = Callable[[Genotype], float]
 
 
+def networks(space: Space, count: int, rng: Random) -> tuple[Architecture, ...]:
+    """So many networks drawn uniformly; one may come twice."""
+    return tuple(space.decode(space.random(rng)).architecture for _ in range(count))
+
+
 def uniform(space: Space, count: int, rng: Random) -> tuple[Architecture, ...]:
     """Distinct networks drawn uniformly; fewer where the space has fewer."""
     found: dict[str, Architecture] = {}

@@ -55,8 +55,7 @@ def show(table: Path, everything: bool, as_json: bool) -> None:
     Example: segnas tables show cas-fast.json
     """
     from segnas.files import plain
-    from segnas.latency_tables.merge import content_sha256
-    from segnas.latency_tables.store import load_table
+    from segnas.latency_tables.store import content_sha256, load_table
 
     loaded = load_table(table)
     target, calibration = loaded.target, loaded.calibration
@@ -288,8 +287,9 @@ def _drawn(table: LatencyTable) -> tuple[Architecture, ...]:
     """Random networks of the table's space, always the same ones."""
     from random import Random
 
-    space, rng = space_of(table, None), Random(0)
-    return tuple(space.decode(space.random(rng)).architecture for _ in range(DRAWN))
+    from segnas.search.draws import networks
+
+    return networks(space_of(table, None), DRAWN, Random(0))
 
 
 def _agreement(before: LatencyTable, after: LatencyTable) -> dict[str, dict[str, float | int | None]]:

@@ -157,10 +157,11 @@ class LatencyTable:
 
     def estimate(self, architecture: Architecture) -> Estimate:
         """What that network takes on this target, argmax included where the target's output is labels."""
-        parts = tuple((o, self.price_ms(o)) for o in priced_operations(architecture, self.target))
+        operations = priced_operations(architecture, self.target)
+        parts = tuple((o, self.price_ms(o)) for o in operations)
         total = self.constant_ms + math.fsum(ms for _, ms in parts)
         quantile = quantile_95(len(self.calibration.probes) - 1) if self.calibration.probes else NORMAL_95
-        margin = quantile * self.prediction_sd(architecture)
+        margin = quantile * math.hypot(self.calibration.relative_sd, self._model_sd(operations))
         return Estimate(total, total / (1 + margin), total * (1 + margin), parts)
 
     def prediction_sd(self, architecture: Architecture) -> float:
@@ -170,21 +171,29 @@ class LatencyTable:
     def model_sd(self, architecture: Architecture) -> float:
         """Relative standard deviation of the estimate by what measuring more networks would tell; 0 for a table that no network has calibrated."""
         self.raw_sum_ms(architecture)  # a missing entry is an error here too
+        return self._model_sd(priced_operations(architecture, self.target))
+
+    def _model_sd(self, operations: Iterable[Operation]) -> float:
         if self._posterior is None:
             return self.calibration.relative_sd / math.sqrt(len(self.calibration.probes)) if self.calibration.probes else 0.0
-        return self._posterior.model_sd(self._shares([self._counts(architecture)])[0])
+        return self._posterior.model_sd(self._shares([_counts(operations)])[0])
 
     def require(self, target: Target, allow: Iterable[str] = ()) -> None:
         """Refuse a table of another target: IncompatibleError names each field that differs and is not in `allow`."""
-        allowed = set(allow)
-        differing = [d for d in self.target.differences(target) if d[0] not in allowed]
+        differing = self.differing(target, allow)
         if differing:
-            lines = "; ".join(f"{name}: the table has {here!r}, asked for is {there!r}" for name, here, there in differing)
-            raise IncompatibleError(f"this latency table belongs to another target ({lines}); run `segnas profile {self.space}` on this one")
+            raise IncompatibleError(f"this latency table belongs to another target ({differing}); run `segnas profile {self.space}` on this one")
+
+    def differing(self, target: Target, allow: Iterable[str] = ()) -> str:
+        """Each field in which the table's target differs from that one and that is not in `allow`, with both values; empty where none does."""
+        allowed = set(allow)
+        fields = [d for d in self.target.differences(target) if d[0] not in allowed]
+        return "; ".join(f"{name}: the table has {here!r}, asked for is {there!r}" for name, here, there in fields)
 
     def probe(self, architecture: Architecture, measured_ms: float) -> Probe:
         """That network as something to calibrate with."""
-        return Probe(architecture.digest, self.raw_sum_ms(architecture), measured_ms, tuple(sorted(self._counts(architecture).items())))
+        counts = _counts(priced_operations(architecture, self.target))
+        return Probe(architecture.digest, self.raw_sum_ms(architecture), measured_ms, tuple(sorted(counts.items())))
 
     def calibrated(self, probes: Iterable[Probe], level: str = "scale") -> "LatencyTable":
         """The same table fitted on these whole networks, at one of `LEVELS`; a network that comes twice counts with its last measurement.
@@ -230,9 +239,6 @@ class LatencyTable:
         shares = self._shares([dict(probe.counts) for probe in made.probes])
         return Posterior(shares, ratios / made.scale - 1, self._groups, made.prior_sd, made.relative_sd)
 
-    def _counts(self, architecture: Architecture) -> Counter[str]:
-        return Counter(o.digest for o in priced_operations(architecture, self.target) if not o.is_free)
-
     def _shares(self, networks: Sequence[dict[str, int]]) -> Floats:
         """The share that each coefficient has in each network's sum: (networks, coefficients). What a call costs by itself has none."""
         kinds = self.calibration.level == "kinds"
@@ -253,6 +259,11 @@ class LatencyTable:
         """Sum of the entries and the overhead, before any calibration."""
         operations = priced_operations(architecture, self.target)
         return self.overhead_ms + math.fsum(self.entry(o).median_ms for o in operations if not o.is_free)
+
+
+def _counts(operations: Iterable[Operation]) -> Counter[str]:
+    """How often each operation that is not free comes, by digest."""
+    return Counter(o.digest for o in operations if not o.is_free)
 
 
 def profile_command(space: str, target: Target) -> str:

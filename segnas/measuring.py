@@ -1,7 +1,7 @@
 """Measuring: tables, whole networks and engines, on the machine that is here; where export, runtime and latency tables are joined."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -29,6 +29,7 @@ from segnas.network import initialised
 from segnas.runtime.onnxruntime_session import available_cores, cpu_target
 from segnas.runtime.session import open_session
 from segnas.search.derive import under_budget
+from segnas.search.draws import networks as random_networks
 from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Space
 from segnas.target import Target
@@ -63,6 +64,17 @@ def graph_hashes(target: Target) -> Callable[[Operation], str]:
     return lambda operation: graph_sha256(operation, batch=target.batch, runtime=target.runtime)
 
 
+def export_probes(operations: Sequence[Operation], target: Target, progress: Progress) -> None:
+    """Export all that the probes of these operations hold, at once: one export of many is much faster than many of one."""
+    needed = (*operations, *probe_operations(designs(operations, target)))
+    templates(needed, batch=target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
+
+
+def naming_operations(progress: Progress) -> Callable[[int, int, Operation], None]:
+    """`progress` as `profile` reports: with the operation that was finished."""
+    return lambda done, total, operation: progress(done, total, str(operation.kind))
+
+
 def measure_network(architecture: Architecture, table: LatencyTable, prepare: Prepare = prepare_probe) -> float:
     """The sentinel-normalised latency of one network on the table's target, in ms."""
     return repeatable_ms(lambda: measure(architecture, table.target, prepare=prepare, sentinel_ref_ms=reference_ms(table)).median_ms)
@@ -94,11 +106,8 @@ def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) 
 def check_table_live(table: LatencyTable, progress: Progress) -> LiveCheck:
     """Some entries of a table of this machine, measured again."""
     require_this_machine(table)
-    operations = [entry.operation for entry in live_entries(table)]
-    needed = (*operations, *probe_operations(designs(operations, table.target)))
-    templates(needed, batch=table.target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
-    told = lambda done, total, operation: progress(done, total, str(operation.kind))  # noqa: E731
-    return check_live(table, prepare=prepare_probe, graph_sha256=graph_hashes(table.target), progress=told)
+    export_probes([entry.operation for entry in live_entries(table)], table.target, progress)
+    return check_live(table, prepare=prepare_probe, graph_sha256=graph_hashes(table.target), progress=naming_operations(progress))
 
 
 def require_live(table: LatencyTable, progress: Progress) -> None:
@@ -126,8 +135,7 @@ def make_table(
         require_quiet()
     before = cpu_times()
     operations = space.all_operations(target)
-    needed = (*operations, *probe_operations(designs(operations, target)))
-    templates(needed, batch=target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
+    export_probes(operations, target, progress)
     table = profile(
         space.name,
         operations,
@@ -136,11 +144,10 @@ def make_table(
         graph_sha256=graph_hashes(target),
         journal=journal,
         provenance=provenance,
-        progress=lambda done, total, operation: progress(done, total, str(operation.kind)),
+        progress=naming_operations(progress),
         seed=seed,
     )
-    rng = Random(seed + 1)
-    drawn = [space.decode(space.random(rng)).architecture for _ in range(networks)]
+    drawn = random_networks(space, networks, Random(seed + 1))
     progress(len(operations), len(operations), f"calibrating on {networks} networks")
     if networks:
         measured = MeasurementJournal(journal.with_suffix(".networks.jsonl"), table.prices_digest)
@@ -156,8 +163,7 @@ def make_table(
 def transfer_table(space: Space, table: LatencyTable, *, networks: int, seed: int, progress: Progress) -> LatencyTable:
     """That table for this machine, by one factor from so many random networks."""
     require_entries(space, table)
-    rng = Random(seed)
-    drawn = [space.decode(space.random(rng)).architecture for _ in range(networks)]
+    drawn = random_networks(space, networks, Random(seed))
     progress(0, 1, f"{networks} networks")
     return transferred(table, here(table.target), drawn, prepare=prepare_probe, seed=seed)
 
@@ -181,8 +187,7 @@ def require_entries(space: Space, table: LatencyTable) -> None:
     if missing:
         raise IncompatibleError(
             f"the latency table of {table.space!r} has no entry for {len(missing)} operations of {space.name!r} with {space.classes} classes, first "
-            f"{missing[0]}; run `{profile_command(space.name, target)} "
-            f"--classes {space.classes} --out TABLE.json`"
+            f"{missing[0]}; run `{profile_command(space.name, target)} --classes {space.classes} --out TABLE.json`"
         )
 
 

@@ -12,8 +12,7 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.kinds import kind
 from segnas.latency import Calibration, Entry, LatencyTable, priced_operations
 from segnas.latency_tables.interpolate import LEAST_SD, counterpart, interpolate, level_of
-from segnas.latency_tables.merge import content_sha256
-from segnas.latency_tables.store import load_table, save_table
+from segnas.latency_tables.store import content_sha256, load_table, save_table
 from segnas.target import Target
 
 NETWORK = Architecture(

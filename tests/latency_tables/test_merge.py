@@ -9,8 +9,8 @@ from segnas.arch import Operation, Shape
 from segnas.errors import IncompatibleError, InputError
 from segnas.kinds import kind
 from segnas.latency import Calibration, Entry, LatencyTable, Probe
-from segnas.latency_tables.merge import at_speed_of, content_sha256, merge
-from segnas.latency_tables.store import load_table, save_table, table_text
+from segnas.latency_tables.merge import at_speed_of, merge
+from segnas.latency_tables.store import content_sha256, load_table, save_table, table_text
 from segnas.target import Target
 
 SHAPE = Shape(32, 64, 128)
