@@ -4,26 +4,18 @@ import math
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from typing import NamedTuple
 
 from segnas.arch import Architecture
 from segnas.latency import Prepare, Timed
 from segnas.latency_tables.sentinel import Interleaver, Visit, sentinel_architecture, sentinel_target, steady_rounds
 from segnas.target import Target
-from segnas.timing import interquartile_mean, percentile
+from segnas.timing import Measured, interquartile_mean, percentile
 
 ROUNDS = 8
 VISIT_MS = 40.0  # what one turn of a network aims at
 READING_MS = 8.0  # and one of the sentinel
 TOGETHER = 8  # networks that are open at once
 LOSS = 1.4  # interquartile mean against mean (1.1), and turns that share a sentinel's reading agree more than they are right (1.3, simulated)
-
-
-class Measured(NamedTuple):
-    """Latency in ms at the speed at which the sentinel takes its reference time, and the relative standard deviation of that mean."""
-
-    median_ms: float
-    relative_sd: float
 
 
 def measure(architecture: Architecture, target: Target, *, prepare: Prepare, sentinel_ref_ms: float | None = None, rounds: int = ROUNDS) -> Measured:

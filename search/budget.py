@@ -1,7 +1,7 @@
-"""Meeting the budget: derive under it with the table, measure, feed the measurement back, derive again; and what a budget is when written as text."""
+"""Meeting the budget: derive under it with the table, measure, trim or grow by what was measured; and what a budget is when written as text."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 from statistics import median
@@ -9,14 +9,20 @@ from statistics import median
 from segnas.arch import Architecture
 from segnas.errors import InputError, UsageError
 from segnas.latency import LatencyTable
-from segnas.search.derive import under_budget
+from segnas.search import knapsack
+from segnas.search import rules as ruling
+from segnas.search.derive import score_of, under_budget
 from segnas.search.draws import networks
-from segnas.search.expected import ExpectedLatency
-from segnas.search.space import Derived, Space
-from segnas.timing import percentile
+from segnas.search.prices import Priced, within_all
+from segnas.search.space import Derived, Genotype, Space
+from segnas.timing import Measured, percentile
 
-MeasureMs = Callable[[Architecture], float]
+Measure = Callable[[Architecture], Measured]
 DRAWS = 200
+WINDOW = 0.02
+"""How far under its upper end, as a share of the budget, a measured network is still what was asked for; our choice."""
+USUAL_SD = 0.005
+"""Relative standard deviation of a measured mean, before one is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,7 @@ class Measurement:
     digest: str
     predicted_ms: float
     measured_ms: float
+    relative_sd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,108 +84,158 @@ def meet_budget(
     space: Space,
     scores: Mapping[str, tuple[float, ...]],
     table: LatencyTable,
-    budget: float,
+    limits: tuple[Priced, ...],
     *,
-    measure: MeasureMs,
+    measure: Measure,
     seed: int,
-    window: tuple[float, float] = (0.90, 0.97),
+    window: float = WINDOW,
     most: int = 5,
     on_measured: Callable[[Measurement], None] | None = None,
 ) -> Met:
-    """The most probable network whose *measured* latency lies in `window` (shares of the budget), in at most `most` measurements.
+    """The most probable network whose *measured* latency is under the budget by twice the noise of its mean, and by at most `window` more.
 
-    `scores` are log-probabilities a decision. The table's prices are corrected by the median ratio of clock to table over the networks measured here,
-    so that one stray measurement does not lead astray; no network is measured twice. Where none lands in the window, the slowest measured network
-    under its upper end is taken, else the slowest within the budget. InputError where even the fastest measured network is over the budget, or the
-    table knows none within it.
+    `scores` are log-probabilities a decision; the first of `limits` is the budget, the others are kept by what they expect. First the best network by
+    the table is derived, exactly where the price is a sum over groups of decisions (multiple-choice knapsack), and measured; then the measured one
+    nearest to the budget is trimmed or grown by one decision, the one that costs the least score, at its prices times what the clock said of it; at
+    most `most` measurements, no network twice. Where none lands in the window, the slowest measured network under its upper end is taken, else the
+    slowest within the budget. InputError where even the fastest measured network is over the budget, or the table knows none within it.
     """
-    aim = _Aim(space, scores, table, budget, window, seed)
-    candidates: dict[str, tuple[dict[str, int], Derived, float]] = {}
-    record: list[Measurement] = []
-    ratios: list[float] = []
-    while len(record) < most:
-        found = aim.next(median(ratios) if ratios else 1.0, is_first=not record)
-        if found is None and not any(ms <= budget for _, _, ms in candidates.values()):
-            found = aim.next(1.0, is_first=False)  # rather the table's word than a single measurement's that nothing fits
+    aim, budget = _Aim(space, scores, limits, window, seed), limits[0].limit
+    tried: list[_Tried] = []
+    while len(tried) < most:
+        found = aim.next(tried)
         if found is None:
             break
-        genotype, derived = found
-        architecture = derived.architecture
-        ms = measure(architecture)
-        candidates[architecture.digest] = (genotype, derived, ms)
-        ratios.append(ms / aim.price(genotype))
-        record.append(Measurement(architecture.digest, table.estimate(architecture).total_ms, ms))
+        derived = space.decode(found)
+        tried.append(_Tried(found, derived, aim.milliseconds(found), measure(derived.architecture)))
+        record = Measurement(derived.architecture.digest, table.estimate(derived.architecture).total_ms, *tried[-1].measured)
         level = table.calibration.level if table.calibration.level != "sum" else "scale"
-        table = table.calibrated((*table.calibration.probes, table.probe(architecture, ms)), level)
+        table = table.calibrated((*table.calibration.probes, table.probe(derived.architecture, record.measured_ms)), level)
+        tried[-1].record = record
         if on_measured:
-            on_measured(record[-1])
-        if window[0] * budget <= ms <= window[1] * budget:
+            on_measured(record)
+        low, high = bounds(record.relative_sd, window)
+        if low * budget <= record.measured_ms <= high * budget:
             break
-    return _best(candidates, budget, window, table, tuple(record))
+    chosen = _best(tried, budget, window)
+    return Met(chosen.genotype, chosen.derived, table, tuple(each.record for each in tried if each.record))
+
+
+def bounds(relative_sd: float, window: float = WINDOW) -> tuple[float, float]:
+    """The shares of the budget between which a measured mean of that noise is what was asked for."""
+    high = 1 - max(0.005, 2 * relative_sd)
+    return high - window, high
+
+
+@dataclass
+class _Tried:
+    """A network that was measured: its genotype, its price by the table as it was at first, and what the clock said."""
+
+    genotype: dict[str, int]
+    derived: Derived
+    priced_ms: float
+    measured: Measured
+    record: Measurement | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Clock over table."""
+        return self.measured.median_ms / self.priced_ms
 
 
 class _Aim:
-    """Derives networks for a budget, each one once."""
+    """Proposes networks for a budget, each one once."""
 
-    def __init__(
-        self, space: Space, scores: Mapping[str, tuple[float, ...]], table: LatencyTable, budget: float, window: tuple[float, float], seed: int
-    ) -> None:
-        self.space, self.scores, self.budget, self.seed = space, scores, budget, seed
-        self.price = ExpectedLatency(space, table, table.target).exact
-        quarter = (window[1] - window[0]) / 4  # of the window, on each side, is left to noise
-        self.aims = ((window[0] + quarter, window[1] - quarter), window, (window[0], 1.0))
+    def __init__(self, space: Space, scores: Mapping[str, tuple[float, ...]], limits: tuple[Priced, ...], window: float, seed: int) -> None:
+        self.space, self.scores, self.limits, self.window, self.seed = space, scores, limits, window, seed
+        self.price, self.milliseconds, self.budget = within_all(limits), limits[0].expected.exact, limits[0].limit
         self.given: set[str] = set()
         self.spent: set[tuple[int, ...]] = set()
 
-    def next(self, correction: float, *, is_first: bool) -> tuple[dict[str, int], Derived] | None:
-        """The most probable network not given before that lies in the window at prices times `correction`, else within the budget; None, or
-        InputError at the first, where there is none.
-        """
-        while True:
-            genotype = self._genotype(correction, is_first)
-            if genotype is None:
-                return None
-            derived = self.space.decode(genotype)
-            self.spent.add(tuple(genotype[name] for name in self.scores))
-            if derived.architecture.digest not in self.given:
-                self.given.add(derived.architecture.digest)
-                return genotype, derived
+    def next(self, tried: list[_Tried]) -> dict[str, int] | None:
+        """A network not given before that should land in the window, else within budget; None, or InputError at the first, where there is none."""
+        proposals = [lambda: self._derived(1.0, tried)]
+        if tried:
+            nearest = min(tried, key=lambda each: abs(math.log(each.measured.median_ms / self.budget) + 1.5 * self.window))
+            ratio = median(each.ratio for each in tried) if len(tried) > 2 else nearest.ratio
+            proposals = [lambda: self._stepped(nearest, ratio, tried), lambda: self._derived(ratio, tried)]
+            if not any(each.measured.median_ms <= self.budget for each in tried):
+                proposals.append(lambda: self._derived(1.0, tried))  # rather the table's word than a single measurement's that nothing fits
+        for propose in proposals:
+            while (genotype := propose()) is not None:
+                self.spent.add(self._key(genotype))
+                digest = self.space.decode(genotype).architecture.digest
+                if digest not in self.given:
+                    self.given.add(digest)
+                    return genotype
+        return None
 
-    def _genotype(self, correction: float, is_first: bool) -> dict[str, int] | None:
-        budget = self.budget / correction
-        best: dict[str, int] | None = None
-        for low, high in self.aims:
+    def _stepped(self, start: _Tried, ratio: float, tried: list[_Tried]) -> dict[str, int] | None:
+        """Trim or grow: the neighbour by one decision of the highest score that should land well inside the window; None where none should."""
+        low, high = (share * self.budget / ratio for share in self._inner(tried))
+        fitting = [g for g in self._neighbours(start.genotype) if low <= self._unspent(g) <= high]
+        return max(fitting, key=lambda genotype: score_of(self.scores, genotype), default=None)
+
+    def _neighbours(self, genotype: Genotype) -> Iterator[dict[str, int]]:
+        for group in self.space.groups:
+            sizes, now = [self.space.decisions[name] for name in group.decisions], [genotype[name] for name in group.decisions]
+            for options in ruling.near(group, sizes, now):
+                yield {**genotype, **dict(zip(group.decisions, options, strict=True))}
+
+    def _derived(self, ratio: float, tried: list[_Tried]) -> dict[str, int] | None:
+        """The best network at prices times `ratio`: inside the window, else in it, else under its end, else within the budget."""
+        budget, best = self.budget / ratio, None
+        low, high = bounds(self._sd(tried), self.window)
+        for least, most in (self._inner(tried), (low, high), (low - 2 * self.window, 1.0)):
+            found = self._exact(least * budget, most * budget)
             try:
-                found = under_budget(self.space, self.scores, self._unspent, high * budget, Random(self.seed), least_ms=low * budget)
+                found = found or under_budget(self.space, self.scores, self._unspent, most * budget, Random(self.seed), least_ms=least * budget)
             except InputError:
-                if is_first and high == 1.0:
+                if not tried and most == 1.0:
                     raise
                 continue
-            if self.price(found) >= low * budget:
+            if self.price(found) >= least * budget:
                 return found
             if best is None or self.price(found) > self.price(best):
                 best = found
         return best
 
-    def _unspent(self, genotype: Mapping[str, int]) -> float:
-        return math.inf if tuple(genotype[name] for name in self.scores) in self.spent else self.price(genotype)
+    def _exact(self, least_ms: float, most_ms: float) -> dict[str, int] | None:
+        """By the knapsack, where it applies and its answer was not given before."""
+        expected = self.limits[0].expected
+        if len(self.limits) > 1 or not expected.is_linear or not knapsack.suits(self.space):
+            return None
+        prices, constant = expected.linear
+        found = knapsack.best_between(self.space, self.scores, prices, constant, least=least_ms, most=most_ms)
+        return None if found is None or self._key(found) in self.spent else found
+
+    def _inner(self, tried: list[_Tried]) -> tuple[float, float]:
+        """The window less a quarter on each side, which is left to noise."""
+        low, high = bounds(self._sd(tried), self.window)
+        return low + self.window / 4, high - self.window / 4
+
+    def _sd(self, tried: list[_Tried]) -> float:
+        return median(each.measured.relative_sd for each in tried) if tried else USUAL_SD
+
+    def _key(self, genotype: Genotype) -> tuple[int, ...]:
+        return tuple(genotype[name] for name in self.scores)
+
+    def _unspent(self, genotype: Genotype) -> float:
+        return math.inf if self._key(genotype) in self.spent else self.price(genotype)
 
 
-def _best(
-    candidates: Mapping[str, tuple[dict[str, int], Derived, float]],
-    budget: float,
-    window: tuple[float, float],
-    table: LatencyTable,
-    record: tuple[Measurement, ...],
-) -> Met:
+def _best(tried: list[_Tried], budget: float, window: float) -> _Tried:
     """The slowest network at or under the window's upper end; else the slowest within the budget."""
-    for limit in (window[1] * budget, budget):
-        within = [item for item in candidates.values() if item[2] <= limit]
-        if within:
-            genotype, derived, _ = max(within, key=lambda item: item[2])
-            return Met(genotype, derived, table, record)
-    fastest = min(item[2] for item in candidates.values())
-    raise InputError(
-        f"no network met the budget of {budget:.3f} ms: {len(candidates)} were measured, the fastest took {fastest:.3f} ms; "
-        f"ask for at least {fastest * 1.1:.2f} ms or choose a faster space (`segnas spaces`)"
-    )
+
+    def slowest(within: list[_Tried]) -> _Tried | None:
+        return max(within, key=lambda each: each.measured.median_ms, default=None)
+
+    found = slowest([t for t in tried if t.measured.median_ms <= bounds(t.measured.relative_sd, window)[1] * budget])
+    found = found or slowest([t for t in tried if t.measured.median_ms <= budget])
+    if found is None:
+        fastest = min(each.measured.median_ms for each in tried)
+        raise InputError(
+            f"no network met the budget of {budget:.3f} ms: {len(tried)} were measured, the fastest took {fastest:.3f} ms; "
+            f"ask for at least {fastest * 1.1:.2f} ms or choose a faster space (`segnas spaces`)"
+        )
+    return found

@@ -157,16 +157,7 @@ class _Search:
 
     def small_changes(self, group: Keep, genotype: Genotype) -> Iterator[tuple[int, ...]]:
         """Assignments in which one decision of the group changes, or one goes off and another on."""
-        now = tuple(genotype[name] for name in group.decisions)
-        for i, size in enumerate(self.sizes[group]):
-            for option in range(size):
-                changed = (*now[:i], option, *now[i + 1 :])
-                if option == now[i]:
-                    continue
-                if ruling.obeys(group, changed):
-                    yield changed
-                if option and not now[i]:
-                    yield from ((*changed[:j], 0, *changed[j + 1 :]) for j, other in enumerate(now) if other)
+        return ruling.near(group, self.sizes[group], [genotype[name] for name in group.decisions])
 
     def nothing_fits(self) -> InputError:
         """The error for a budget that no network was found for."""

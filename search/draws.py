@@ -5,7 +5,7 @@ from random import Random
 
 from segnas.arch import Architecture
 from segnas.search import rules as ruling
-from segnas.search.derive import mode
+from segnas.search.derive import GROUP, mode
 from segnas.search.slots import Choice
 from segnas.search.space import Genotype, Space
 
@@ -57,23 +57,31 @@ def corners(space: Space, price: Price) -> dict[str, Architecture]:
     """The networks at the edges of the space: one option everywhere, as far as the rules allow, the cheapest and the dearest."""
     found: dict[str, Architecture] = {}
     choices = [slot.kind for slot in space.slots if isinstance(slot.kind, Choice)]
-    for option in range(1, max(space.decisions.values())):
-        wanted = {name: [1.0 if i == option else 1e-3 if i else 1e-6 for i in range(size)] for name, size in space.decisions.items()}
+    chosen = {choice.decision for choice in choices}
+    for option in range(max(space.decisions.values())):
         names = dict.fromkeys(str(choice.options[option]) for choice in choices if option < len(choice.options))
-        found[f"all {' or '.join(names) or option}"] = space.decode(mode(space, wanted)).architecture
-    even = mode(space, {name: [1.0] * size for name, size in space.decisions.items()})
-    found["cheapest"] = space.decode(_extreme(space, even, price)).architecture
-    found["dearest"] = space.decode(_extreme(space, even, lambda genotype: -price(genotype))).architecture
+        names.pop("none", None)
+        if not names:
+            continue
+        wanted = {
+            name: [1.0 if i == option else 1e-3 if i else 1e-6 for i in range(size)] if name in chosen else [1.0] * size
+            for name, size in space.decisions.items()
+        }
+        found[f"all {' or '.join(names)}"] = space.decode(mode(space, wanted)).architecture
+    found["cheapest"] = space.decode(cheapest(space, price)).architecture
+    found["dearest"] = space.decode(cheapest(space, lambda genotype: -price(genotype))).architecture
     return found
 
 
-def _extreme(space: Space, start: Genotype, price: Price) -> dict[str, int]:
+def cheapest(space: Space, price: Price) -> dict[str, int]:
     """The cheapest genotype that changing one group of decisions at a time leads to; the cheapest of all where the price is a sum over groups."""
-    best = dict(start)
+    best = mode(space, {name: [1.0] * size for name, size in space.decisions.items()})
     while True:
         before = price(best)
         for group in space.groups:
-            options = ruling.assignments(group, [space.decisions[name] for name in group.decisions])
+            sizes = [space.decisions[name] for name in group.decisions]
+            small = ruling.count(group, sizes) <= GROUP
+            options = ruling.assignments(group, sizes) if small else ruling.near(group, sizes, [best[name] for name in group.decisions])
             best = min(({**best, **dict(zip(group.decisions, chosen, strict=True))} for chosen in options), key=price)
         if price(best) >= before:
             return best

@@ -15,6 +15,7 @@ from segnas.arch import Operation, argmax_operation
 from segnas.latency import LatencyTable
 from segnas.search.chances import ALWAYS, Chances, Event, is_undecided
 from segnas.search.conditioning import Conditioner, conditioned
+from segnas.search.exact import ExactPrice
 from segnas.search.presence import Presence
 from segnas.search.space import Genotype, Space
 from segnas.target import Target
@@ -38,7 +39,7 @@ class ExpectedPrice:
         self._prices = [{chosen: 0.0 if o.is_free else price(o) for chosen, o in slot.options.items()} for slot in slots]
         self._conditioner = Conditioner(space)
         self._chances = Chances(space)
-        self._fixed = constant
+        self._exact = ExactPrice(space, self._chances, self._decisions, self._prices, constant)
         self._constant = constant
         self._linear = {name: [0.0] * size for name, size in space.decisions.items()}
         self._open = {index: self._tensor(index) for index in range(len(space.slots)) if not self._fold(index)}
@@ -48,6 +49,11 @@ class ExpectedPrice:
     def is_linear(self) -> bool:
         """Whether the expectation is linear in the marginals, hence exact."""
         return not self._open
+
+    @property
+    def linear(self) -> tuple[dict[str, list[float]], float]:
+        """Price of each option of each decision, and the constant; the whole price where `is_linear`."""
+        return self._linear, self._constant
 
     def __call__(self, probabilities: Mapping[str, Tensor], *, given_rules: bool = True) -> Tensor:
         """Expected price: a scalar in float64 on the CPU, with gradients to the probabilities, (options,) each.
@@ -70,14 +76,7 @@ class ExpectedPrice:
         """
         if self.is_linear:
             return self._constant + math.fsum(values[genotype[name]] for name, values in self._linear.items())
-        active = {name: (option,) for name, option in genotype.items()}
-        live = self.space.live(active)
-        parts = [self._fixed]
-        for index, prices in enumerate(self._prices):
-            if live[index] and prices:
-                count = len(self.space.readings(index, active, live)) - 1 if self.space.slots[index].join else 1
-                parts.append(count * prices[tuple(genotype[name] for name in self._decisions[index])])
-        return math.fsum(parts)
+        return self._exact(genotype)
 
     def _fold(self, index: int) -> bool:
         """Add the slot to the linear part, if its share is linear in the marginals; False otherwise."""

@@ -1,12 +1,11 @@
-"""The search: weights on one half of the training images, decisions on the other, in turn, under a latency term (CAS; DARTS, algorithm 1)."""
+"""The search: weights and decisions under a latency term, in turn (CAS, DCNAS; DARTS, algorithm 1) or in one pass (GAS)."""
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -28,56 +27,23 @@ from segnas.search.checkpoint import (
     save_tensors,
     unprefixed,
 )
-from segnas.search.derive import mode
-from segnas.search.expected import ExpectedLatency
-from segnas.search.objective import AugmentedLagrangian, cross_entropy
-from segnas.search.sampling import Sample, gumbel, hard, softmax
+from segnas.search.objective import cross_entropy
+from segnas.search.prices import Priced, prices
+from segnas.search.regularise import Regulariser
+from segnas.search.relaxation import Relaxation
+from segnas.search.sampling import Sample
+from segnas.search.settings import SearchSettings
 from segnas.search.space import Space
 from segnas.search.supernet import Supernet
+from segnas.search.terms import Term, term
+
+__all__ = ["SearchSettings", "Searched", "search"]
 
 Progress = Callable[[int, int, str], None]
 Probabilities = dict[str, tuple[float, ...]]
-SAMPLERS = ("softmax", "gumbel", "hard")
 CACHE_BYTES = 2 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class SearchSettings:
-    """One search schedule. A step is one update of the weights and, after `warmup` steps, one of the decisions.
-
-    Rates, moments and decay of both optimisers are DARTS's (its released code), the decisions' rate is ours: a search here has hundreds of steps, not
-    thousands. `crop` is (HEIGHT, WIDTH) and says nothing about latency, which is always the table's, at the size that is deployed.
-    """
-
-    steps: int = 400
-    warmup: int = 100
-    batch: int = 8
-    crop: tuple[int, int] = (180, 240)
-    scale: tuple[float, float] = (0.5, 1.0)
-    sampler: str = "softmax"
-    learning_rate: float = 0.05
-    final_rate: float = 0.001
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    clip: float = 5.0
-    decision_rate: float = 0.01
-    decision_decay: float = 1e-3
-    initial_sd: float = 1e-3
-    temperature: float = 1.0
-    final_temperature: float = 0.1
-    rho: float = 1.0
-    multiplier_rate: float = 0.2
-    checkpoint_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise UsageError(f"search.sampler was given {self.sampler!r}; allowed: {', '.join(SAMPLERS)}")
-        if self.batch < 2 or not 0 <= self.warmup < self.steps:
-            raise UsageError(
-                f"search.steps {self.steps}, search.warmup {self.warmup} and search.batch {self.batch} were given; "
-                "more steps than warm-up steps and at "
-                "least 2 images a batch are needed"
-            )
+LAST_PHASE = "multi_scale."
+"""Decisions of this prefix are searched in CAS's second phase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +66,36 @@ def search(
     device: str = "cpu",
     progress: Progress | None = None,
     workers: int = 1,
+    tables: Mapping[str, LatencyTable] | None = None,
 ) -> Searched:
-    """Search the space under the budget; resumes from `checkpoint` where it is there, to the same trajectory."""
-    run = _Run(space, table, settings, budget_ms, seed, device)
+    """Search the space under the budget; resumes from `checkpoint` where it is there, to the same trajectory.
+
+    `tables` are those that the settings' constraints on time name. UsageError where the settings do not suit the space, VerificationError where a
+    value is not finite.
+    """
+    limits = prices(space, table, budget_ms, settings.constraints, tables)
+    run = _Run(space, limits, settings, seed, device)
     identity = {
         "space": space.name,
+        "classes": space.classes,
         "seed": seed,
         "data": f"{dataset.name} {dataset.split}, {len(dataset)} samples",
         "budget_ms": budget_ms,
         "settings": plain_settings(settings),
+        "table": _origin(table),
+        "tables": {name: _origin(other) for name, other in sorted((tables or {}).items())},
     }
-    corrections = [list(correction) for correction in table.calibration.corrections]
-    identity["table"] = {"prices": table.prices_digest, "scale": table.calibration.scale, "corrections": corrections}
     if checkpoint.is_file():
         run.restore(checkpoint, identity)
-    first, second = halves(len(dataset), seed)
     cache, saved = ImageCache(CACHE_BYTES), time.monotonic()
-    weights_stream = _stream(dataset, first, settings, seed, run.step, workers, cache)
+    first, second = halves(len(dataset), seed)
+    single = settings.levels == "single"
+    weights_stream = _stream(dataset, tuple(sorted((*first, *second))) if single else first, settings, seed, run.step, workers, cache)
     decision_stream = _stream(dataset, second, settings, seed + 1, max(0, run.step - settings.warmup), workers, cache)
     with closing(weights_stream), closing(decision_stream):
         while run.step < settings.steps:
-            text = run.advance(next(weights_stream), next(decision_stream) if run.step >= settings.warmup else None)
+            alternates = not single and run.step >= settings.warmup
+            text = run.advance(next(weights_stream), next(decision_stream) if alternates else None)
             if progress:
                 progress(run.step, settings.steps, text)
             if run.step < settings.steps and time.monotonic() - saved > settings.checkpoint_s:
@@ -133,91 +108,160 @@ def search(
 class _Run:
     """Everything that changes while searching."""
 
-    def __init__(self, space: Space, table: LatencyTable, settings: SearchSettings, budget_ms: float, seed: int, device: str) -> None:
-        self.space, self.table, self.settings, self.device = space, table, settings, torch.device(device)
+    def __init__(self, space: Space, limits: Sequence[Priced], settings: SearchSettings, seed: int, device: str) -> None:
+        self.space, self.settings, self.device, self.limits = space, settings, torch.device(device), limits
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.supernet = Supernet(space)
+            self.supernet = Supernet(space, parts=settings.parts)
             initialise(self.supernet)
         _freeze_normalisation(self.supernet)
         self.supernet = self.supernet.to(self.device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
-        self.random = torch.Generator().manual_seed(seed + 2)
-        self.draws = Random(seed + 3)
-        self.logits = {name: nn.Parameter(settings.initial_sd * torch.randn(size, generator=self.random)) for name, size in space.decisions.items()}
+        self.relaxation = Relaxation(space, settings, seed)
+        self.decisions = dict(self.relaxation.named_parameters())
         weights = {p: name for name, p in self.supernet.named_parameters() if p.requires_grad}
-        self.names: dict[Tensor, str] = {**weights, **{p: name for name, p in self.logits.items()}}
+        self.names: dict[Tensor, str] = {**weights, **{p: name for name, p in self.decisions.items()}}
         self.weight_optimiser = torch.optim.SGD(
             list(weights), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         self.decision_optimiser = torch.optim.Adam(
-            list(self.logits.values()), lr=settings.decision_rate, betas=(0.5, 0.999), weight_decay=settings.decision_decay
+            list(self.decisions.values()), lr=settings.decision_rate, betas=(0.5, 0.999), weight_decay=settings.decision_decay
         )
-        self.expected = ExpectedLatency(space, table, table.target)
-        self.term = AugmentedLagrangian(budget_ms, settings.rho, settings.multiplier_rate)
+        self.terms: list[Term] = [
+            term(settings.term, limit.limit, weight=settings.term_weight, rho=settings.rho, rate=settings.multiplier_rate) for limit in limits
+        ]
+        self.regulariser = Regulariser(space)
+        if settings.phases == 2 and not self._last_phase():
+            raise UsageError(f"search.phases 2 was given for space {space.name!r}, which has no multi-scale cell; give 1, or search `cas`")
         self.step, self.decoded_ms = 0, math.nan
         self.curves: dict[str, tuple[list[int], list[float]]] = {}
 
     def advance(self, weights_batch: Batch, decision_batch: Batch | None) -> str:
-        """One step of the decisions (after the warm-up), then one of the weights; a line that says how it goes."""
-        if decision_batch is not None:
-            self._decide(decision_batch)
-        loss = self._learn(weights_batch)
+        """One step of the decisions and one of the weights; a line that says how it goes."""
+        self.supernet.turn = self.step
+        self._begin_last_phase()
+        if self.settings.levels == "single":
+            loss = self._learn(weights_batch, decides=self.step >= self.settings.warmup)
+        else:
+            if decision_batch is not None:
+                self._decide(decision_batch)
+            loss = self._learn(weights_batch, decides=False)
         self.step += 1
         decoded = "" if math.isnan(self.decoded_ms) else f", decoded {self.decoded_ms:.2f} ms"
         return f"loss {loss:.3f}{decoded}"
 
-    def _learn(self, batch: Batch) -> float:
+    def _learn(self, batch: Batch, *, decides: bool) -> float:
+        """One update of the weights; of the decisions too, from the same backward pass, where `decides` is set."""
         progress = self.step / self.settings.steps
         span = self.settings.learning_rate - self.settings.final_rate
         for group in self.weight_optimiser.param_groups:
             group["lr"] = self.settings.final_rate + span * (1 + math.cos(math.pi * progress)) / 2
-        loss = self._loss(batch, {name: logits.detach() for name, logits in self.logits.items()})
+        logits = self.relaxation.logits()
+        if not decides:
+            logits = {name: values.detach() for name, values in logits.items()}
+        sample = self.relaxation.sample(logits, self.step)
+        loss = self._loss(batch, sample)
         self.weight_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        if decides:
+            self._objective(loss, logits, sample.weights, into_weights=True)
+            self.decision_optimiser.step()
+            self._account()
+        else:
+            loss.backward()
         nn.utils.clip_grad_norm_([p for p in self.supernet.parameters() if p.requires_grad], self.settings.clip)
         self.weight_optimiser.step()
-        return self._record("loss on weights' half", loss)
+        return self._record("loss on weights' half" if self.settings.levels == "bilevel" else "loss", loss)
 
     def _decide(self, batch: Batch) -> None:
-        loss = self._loss(batch, dict(self.logits))
-        probabilities = {name: logits.softmax(0) for name, logits in self.logits.items()}
-        expected = self.expected(probabilities)
-        total = loss + self.term(expected)
-        gradients = torch.autograd.grad(total, list(self.logits.values()), allow_unused=True)
-        for parameter, gradient in zip(self.logits.values(), gradients, strict=True):
-            parameter.grad = gradient
+        logits = self.relaxation.logits()
+        sample = self.relaxation.sample(logits, self.step)
+        loss = self._loss(batch, sample)
+        self._objective(loss, logits, sample.weights, into_weights=False)
         self.decision_optimiser.step()
         self._record("loss on decisions' half", loss)
-        self._record("expected latency, ms", expected)
         self._account()
 
+    def _objective(self, loss: Tensor, logits: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, into_weights: bool) -> None:
+        """Gradients of the whole objective to the decisions; with `into_weights`, of its loss to the supernet's weights from the same pass.
+
+        The loss is walked back once: its share in the objective, and that of each price, are partial derivatives at their values.
+        """
+        expected = self._expected(logits, weights)
+        leaf = loss.detach().requires_grad_()
+        leaves = [price.detach().requires_grad_() for price in expected]
+        total: Tensor = leaf
+        for held, price in zip(self.terms, leaves, strict=False):
+            total = held(total, price)
+        partials: Sequence[Tensor | None] = torch.autograd.grad(total, [leaf, *leaves], allow_unused=True)
+        of_loss, *of_prices = [0.0 if partial is None else float(partial) for partial in partials]
+        of_loss = 1 + self.settings.price_every * (of_loss - 1) if expected else of_loss
+        parameters = list(self.decisions.values())
+        self.decision_optimiser.zero_grad(set_to_none=True)
+        if into_weights:
+            (of_loss * loss).backward(retain_graph=True)
+            from_loss = [parameter.grad for parameter in parameters]
+        else:
+            found: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            from_loss = [None if gradient is None else of_loss * gradient for gradient in found]
+        beside = [self.settings.price_every * share * price for share, price in zip(of_prices, expected, strict=True) if share]
+        beside += self._regularised(logits)
+        from_prices: Sequence[Tensor | None] = [None] * len(parameters)
+        if beside:
+            from_prices = torch.autograd.grad(torch.stack(beside).sum(), parameters, allow_unused=True)
+        for parameter, one, other in zip(parameters, from_loss, from_prices, strict=True):
+            parameter.grad = one if other is None else other.to(parameter) if one is None else one + other.to(one)
+        self._record("gradient of the loss to the decisions, norm", _norm(from_loss))
+        if beside:
+            self._record("gradient of prices and regularisers to the decisions, norm", _norm(from_prices))
+
+    def _expected(self, logits: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[Tensor]:
+        """The expected prices, at the steps that price at all; none where no term wants them."""
+        if self.settings.term == "none" or self.step % self.settings.price_every:
+            return []
+        by_sample = self.settings.priced == "sample"
+        given = weights if by_sample else self.relaxation.probabilities(logits)
+        found = [limit.expected(given, given_rules=not by_sample) for limit in self.limits]
+        for limit, price in zip(self.limits, found, strict=True):
+            self._record(f"expected {limit.name}", price)
+        return found
+
+    def _regularised(self, logits: Mapping[str, Tensor]) -> list[Tensor]:
+        """The weighted regularisers: off for the first third of the search, then rising to their weights (ours: earlier, they freeze the noise)."""
+        ramp = max(0.0, min(1.0, 3 * self.step / self.settings.steps - 1))
+        if not ramp or not any(self.settings.regularise):
+            return []
+        value = self.regulariser(self.relaxation.probabilities(logits), self.settings.regularise)
+        self._record("regularisers", value)
+        return [ramp * value]
+
     def _account(self) -> None:
-        """Decode, move the multiplier by the decoded network's latency, and log what the search is doing."""
-        probabilities = {name: logits.detach().softmax(0) for name, logits in self.logits.items()}
-        derived = self.space.decode(mode(self.space, {name: p.tolist() for name, p in probabilities.items()}))
-        self.decoded_ms = self.table.estimate(derived.architecture).total_ms
-        self.term.update(self.decoded_ms)
-        entropies = [float(-(p * p.clamp(min=1e-12).log()).sum()) / math.log(len(p)) for p in probabilities.values() if len(p) > 1]
-        self._record("decoded latency, ms", self.decoded_ms)
-        self._record("multiplier of the latency term", self.term.multiplier)
-        self._record("entropy of decisions, share of the most", sum(entropies) / len(entropies))
-        operations = [node.op for node in derived.architecture.nodes[1:]]
-        self._record("share of skips in the decoded network", operations.count("skip") / len(operations))
+        """Decode, move the multipliers by the decoded network's prices, and log what the search is doing."""
+        genotype = self.relaxation.mode()
+        decoded = [limit.expected.exact(genotype) for limit in self.limits]
+        self.decoded_ms = decoded[0]
+        for limit, held, price in zip(self.limits, self.terms, decoded, strict=True):
+            held.update(price)
+            self._record(f"decoded {limit.name}", price)
+            if self.settings.term == "lagrangian":
+                self._record(f"multiplier of {limit.name}", held.multiplier)
+        self._record("entropy of decisions, share of the most", self.relaxation.entropy())
+        operations = [slot.kinds[genotype[slot.decision]].op for slot in self.space.slots if slot.decision]
+        chosen = [op for op in operations if op != "none"]
+        self._record("share of skips among the chosen operations", chosen.count("skip") / max(1, len(chosen)))
+        if self.settings.sampler == "gumbel":
+            self._record("temperature", self.relaxation.temperature(self.step))
 
-    def _loss(self, batch: Batch, logits: Mapping[str, Tensor]) -> Tensor:
+    def _loss(self, batch: Batch, sample: Sample) -> Tensor:
         images = batch.images.to(self.device, memory_format=torch.channels_last)
-        return cross_entropy(self.supernet(images, self._sample(logits)), batch.labels.to(self.device))
+        return cross_entropy(self.supernet(images, sample), batch.labels.to(self.device))
 
-    def _sample(self, logits: Mapping[str, Tensor]) -> Sample:
-        match self.settings.sampler:
-            case "softmax":
-                return softmax(self.space, dict(logits))
-            case "gumbel":
-                share = self.step / self.settings.steps
-                temperature = self.settings.temperature * (self.settings.final_temperature / self.settings.temperature) ** share
-                return gumbel(self.space, dict(logits), tau=temperature, generator=self.random)
-            case _:
-                return hard(self.space, dict(logits), rng=self.draws)
+    def _last_phase(self) -> set[str]:
+        return {name for name in self.space.decisions if name.startswith(LAST_PHASE)}
+
+    def _begin_last_phase(self) -> None:
+        """With two phases: from the middle of the steps on, everything but the multi-scale cell is decided."""
+        middle = self.settings.warmup + (self.settings.steps - self.settings.warmup) // 2
+        if self.settings.phases == 2 and self.step >= middle and not self.relaxation.fixed:
+            self.relaxation.decide(set(self.space.decisions) - self._last_phase())
 
     def _record(self, name: str, value: Tensor | float) -> float:
         number = float(value.detach()) if isinstance(value, Tensor) else value
@@ -232,8 +276,8 @@ class _Run:
         return number
 
     def probabilities(self) -> Probabilities:
-        """Softmax of the decisions' logits."""
-        return {name: tuple(logits.detach().double().softmax(0).tolist()) for name, logits in self.logits.items()}
+        """What the search has learned, guidance included."""
+        return {name: tuple(p.tolist()) for name, p in self.relaxation.probabilities().items()}
 
     def finished_curves(self) -> tuple[Curve, ...]:
         """The curves, thinned to at most 200 points each by means over equal stretches."""
@@ -243,16 +287,22 @@ class _Run:
         """Write all that the next step depends on."""
         tensors = {
             **prefixed("supernet", self.supernet.state_dict()),
-            **prefixed("logits", self.logits),
+            **prefixed("decision", self.decisions),
             **prefixed("weights", optimiser_tensors(self.weight_optimiser, self.names)),
             **prefixed("decisions", optimiser_tensors(self.decision_optimiser, self.names)),
-            "random": self.random.get_state(),
+            "random": self.relaxation.random.get_state(),
         }
-        version, words, gauss = self.draws.getstate()
-        curves = [[name, steps, values] for name, (steps, values) in self.curves.items()]  # a list: JSON objects are written sorted
-        decoded = None if math.isnan(self.decoded_ms) else self.decoded_ms
-        state = {"identity": identity, "step": self.step, "multiplier": self.term.multiplier, "curves": curves, "decoded_ms": decoded}
-        save_tensors(path, tensors, {**state, "draws": [version, list(words), gauss]})
+        version, words, gauss = self.relaxation.draws.getstate()
+        state = {
+            "identity": identity,
+            "step": self.step,
+            "multipliers": [held.multiplier for held in self.terms],
+            "fixed": self.relaxation.fixed,
+            "curves": [[name, steps, values] for name, (steps, values) in self.curves.items()],  # a list: JSON objects are written sorted
+            "decoded_ms": None if math.isnan(self.decoded_ms) else self.decoded_ms,
+            "draws": [version, list(words), gauss],
+        }
+        save_tensors(path, tensors, state)
 
     def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Continue from a checkpoint of the same search; IncompatibleError names what differs."""
@@ -260,16 +310,25 @@ class _Run:
         require_identity(path, state, identity, "search")
         self.supernet.load_state_dict(unprefixed("supernet", tensors))
         with torch.no_grad():
-            for name, value in unprefixed("logits", tensors).items():
-                self.logits[name].copy_(value)
+            for name, value in unprefixed("decision", tensors).items():
+                self.decisions[name].copy_(value)
         restore_optimiser(self.weight_optimiser, self.names, unprefixed("weights", tensors))
         restore_optimiser(self.decision_optimiser, self.names, unprefixed("decisions", tensors))
-        self.random.set_state(tensors["random"])
+        self.relaxation.random.set_state(tensors["random"])
         version, words, gauss = state["draws"]
-        self.draws.setstate((version, tuple(words), gauss))
-        self.step, self.term.multiplier = int(state["step"]), float(state["multiplier"])
+        self.relaxation.draws.setstate((version, tuple(words), gauss))
+        self.relaxation.fixed = {name: int(option) for name, option in state["fixed"].items()}
+        for held, multiplier in zip(self.terms, state["multipliers"], strict=True):
+            held.multiplier = float(multiplier)
+        self.step = int(state["step"])
         self.decoded_ms = math.nan if state["decoded_ms"] is None else float(state["decoded_ms"])
         self.curves = {name: (list(steps), list(values)) for name, steps, values in state["curves"]}
+
+
+def _origin(table: LatencyTable) -> dict[str, Any]:
+    """What a search depends on of a table."""
+    corrections = [list(correction) for correction in table.calibration.corrections]
+    return {"prices": table.prices_digest, "scale": table.calibration.scale, "corrections": corrections}
 
 
 def _stream(
@@ -293,6 +352,10 @@ def _freeze_normalisation(supernet: nn.Module) -> None:
         if isinstance(layer, nn.BatchNorm2d):
             layer.weight.requires_grad_(False)
             layer.bias.requires_grad_(False)
+
+
+def _norm(gradients: Sequence[Tensor | None]) -> float:
+    return math.sqrt(sum(float(gradient.double().pow(2).sum()) for gradient in gradients if gradient is not None))
 
 
 def _thinned(name: str, steps: list[int], values: list[float], most: int = 200) -> Curve:

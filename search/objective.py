@@ -1,7 +1,6 @@
-"""What is minimised: the segmentation loss, and the latency term of the search."""
+"""The segmentation losses that are minimised."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,26 +30,3 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, threshold: float = 0.7
     known = labels.flatten()[chosen]
     shares = torch.where(known == IGNORE, 0, weights[known.clamp(max=len(weights) - 1)])
     return (losses[chosen] * shares).sum() / shares.sum().clamp(min=1e-12)
-
-
-@dataclass
-class AugmentedLagrangian:
-    """Latency term on g = log(expected / budget): multiplier * g + rho / 2 * max(0, g)^2.
-
-    The multiplier follows the *decoded* network (LightNAS's idea), never below 0: multiplier += rate * log(decoded / budget). On the log scale
-    neither the unit nor the size of the budget matters. The default rho and rate are our choice.
-    """
-
-    budget_ms: float
-    rho: float = 1.0
-    rate: float = 0.2
-    multiplier: float = 0.0
-
-    def __call__(self, expected_ms: Tensor) -> Tensor:
-        """The term, a scalar that carries the gradient of the expected latency."""
-        violation = torch.log(expected_ms / self.budget_ms)
-        return self.multiplier * violation + self.rho / 2 * violation.clamp(min=0) ** 2
-
-    def update(self, decoded_ms: float) -> None:
-        """Move the multiplier by what the decoded network is over, or under, the budget."""
-        self.multiplier = max(0.0, self.multiplier + self.rate * math.log(decoded_ms / self.budget_ms))

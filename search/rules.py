@@ -58,6 +58,19 @@ def assignments(rule: Keep, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
             yield options
 
 
+def near(rule: Keep, sizes: Sequence[int], now: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """The assignments that obey the rule in which one decision differs from `now`, or one goes off and another on."""
+    for i, size in enumerate(sizes):
+        for option in range(size):
+            if option == now[i]:
+                continue
+            changed = (*now[:i], option, *now[i + 1 :])
+            if obeys(rule, changed):
+                yield changed
+            if option and not now[i]:
+                yield from ((*changed[:j], 0, *changed[j + 1 :]) for j, other in enumerate(now) if other)
+
+
 def obeys(rule: Keep, options: Sequence[int]) -> bool:
     """Whether between `low` and `high` of the options are not 0."""
     return rule.low <= sum(1 for option in options if option) <= rule.high

@@ -4,9 +4,11 @@ Dense, top-n, single-path and one-hot searches differ by this data alone. All ra
 the caller hands over, so that a search resumes exactly.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -76,19 +78,41 @@ def clamp(space: Space, logits: Logits) -> Sample:
     return Sample(weights, everything(space))
 
 
-def paths(space: Space, logits: Logits, *, n: int, generator: torch.Generator) -> Sample:
-    """At most `n` decisions of each rule, drawn without replacement by their odds of being on (Plackett-Luce); the
-    others are off and not computed.
+Gate = Literal["softmax", "sigmoid"]
+Estimator = Literal["share", "ht"]
 
-    The drawn ones are on, each with its share: the softmax of the odds over those drawn (DCNAS samples connections so),
-    times the softmax over its options but the first. Decisions under no rule keep their softmax. The shares sum to 1,
-    so the supernet's sums are not the decoded network's.
+
+def paths(
+    space: Space,
+    logits: Logits,
+    *,
+    n: int,
+    generator: torch.Generator,
+    gate: Gate = "softmax",
+    estimator: Estimator = "share",
+    even: bool = False,
+) -> Sample:
+    """At most `n` decisions of each rule, drawn without replacement (Plackett-Luce); the others are off and not computed (DCNAS, figure 1).
+
+    `gate` softmax: a decision's strength is the exponential of its odds of being on; sigmoid: the probability of being on.
+    They are drawn by strength, or evenly where `even` is set (a warm-up). `estimator` share: each drawn one has its share
+    of the strength that was drawn, so that shares sum to 1 (biased towards what is drawn once strengths differ); ht: its
+    share of the whole strength over its chance of being drawn (Horvitz-Thompson, unbiased). An option's weight is that
+    times the softmax over the options but the first. Decisions under no rule keep their softmax. DCNAS's own gate and
+    estimator are unknown to us. The shares sum to 1, so the supernet's sums are not the decoded network's.
     """
     sample = softmax(space, logits)
     for rule in space.rules:
         odds = torch.stack([logits[d][1:].logsumexp(0) - logits[d][0] for d in rule.decisions])
-        drawn = (odds + _gumbel_noise(odds, generator)).topk(min(n, len(odds))).indices
-        shares = dict(zip(drawn.tolist(), torch.softmax(odds[drawn], 0), strict=True))
+        strengths = odds if gate == "softmax" else torch.nn.functional.logsigmoid(odds)
+        chances = torch.zeros_like(odds) if even else strengths.detach()
+        count = min(n, len(odds))
+        drawn = (chances + _gumbel_noise(odds, generator)).topk(count).indices
+        if estimator == "share":
+            weights = torch.softmax(strengths[drawn], 0)
+        else:
+            weights = torch.softmax(strengths, 0)[drawn] / inclusion(torch.softmax(chances.double(), 0), count)[drawn].to(odds)
+        shares = dict(zip(drawn.tolist(), weights, strict=True))
         for index, name in enumerate(rule.decisions):
             size = space.decisions[name]
             if index in shares:
@@ -99,6 +123,29 @@ def paths(space: Space, logits: Logits, *, n: int, generator: torch.Generator) -
                 sample.weights[name] = torch.zeros_like(logits[name])
                 sample.active[name] = (0,)
     return sample
+
+
+def inclusion(probabilities: Tensor, n: int, points: int = 200) -> Tensor:
+    """Chance of each item, (items,), to be among `n` drawn without replacement by these probabilities (Plackett-Luce).
+
+    Item j arrives at an exponential time of rate p_j, and the first n are drawn: the chance is an integral over u = exp(-t p_j) of the chance that
+    fewer than n others have arrived, by double-exponential quadrature with so many points, exact to about 1e-9.
+    """
+    items = len(probabilities)
+    if n >= items:
+        return torch.ones_like(probabilities)
+    x = torch.linspace(-4, 4, points, dtype=torch.float64)
+    log_u = -torch.log1p(torch.exp(-math.pi * torch.sinh(x)))  # u rises from 0 to 1, densely at both ends: common items there, rare ones here
+    slopes = (8 / (points - 1)) * math.pi * torch.cosh(x) * torch.exp(log_u - torch.nn.functional.softplus(math.pi * torch.sinh(x)))
+    p = probabilities.double().clamp_min(1e-30)
+    arrived = -torch.expm1(log_u[None, :, None] * (p[None, None, :] / p[:, None, None]))  # (item, point, other)
+    arrived = arrived * (1 - torch.eye(items, dtype=p.dtype))[:, None, :]
+    mass = torch.zeros(items, points, n, dtype=p.dtype)  # of 0 .. n - 1 others arrived
+    mass[..., 0] = 1
+    for other in range(items):
+        here = arrived[..., other, None]
+        mass = mass * (1 - here) + torch.cat([torch.zeros_like(mass[..., :1]), mass[..., :-1]], -1) * here
+    return (mass.sum(-1) * slopes).sum(-1).to(probabilities)
 
 
 def hard(space: Space, logits: Logits, *, rng: Random) -> Sample:
@@ -115,9 +162,16 @@ def one_hot(space: Space, genotype: Genotype, dtype: torch.dtype = torch.float32
     """The sample that computes one network, without gradient; InputError where it is no genotype of the space."""
     space.check(genotype)
     return Sample(
-        {name: _one_hot(genotype[name], size, dtype) for name, size in space.decisions.items()},
+        {name: one_hot_of(genotype[name], size, dtype) for name, size in space.decisions.items()},
         {name: (genotype[name],) for name in space.decisions},
     )
+
+
+def one_hot_of(option: int, size: int, dtype: torch.dtype) -> Tensor:
+    """1 for that option, 0 for the others, (size,)."""
+    values = torch.zeros(size, dtype=dtype)
+    values[option] = 1
+    return values
 
 
 def check_logits(space: Space, logits: Logits) -> None:
@@ -129,14 +183,8 @@ def check_logits(space: Space, logits: Logits) -> None:
 
 
 def _straight_through(weights: Mapping[str, Tensor], genotype: Genotype) -> Sample:
-    through = {name: _one_hot(genotype[name], len(p), p.dtype).to(p.device) + (p - p.detach()) for name, p in weights.items()}
+    through = {name: one_hot_of(genotype[name], len(p), p.dtype).to(p.device) + (p - p.detach()) for name, p in weights.items()}
     return Sample(through, {name: (genotype[name],) for name in weights})
-
-
-def _one_hot(option: int, size: int, dtype: torch.dtype) -> Tensor:
-    values = torch.zeros(size, dtype=dtype)
-    values[option] = 1
-    return values
 
 
 def _gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -23,12 +23,18 @@ class Supernet(nn.Module):
     Each option of each slot has a module of its own, the very one that `Network` builds, normalisation with scale and
     shift included. An option's output, and a switched link's feature, is scaled by its weight behind the normalisation,
     which would erase the scale before it. InputError for open widths.
+
+    With `parts` above 1 a choice that keeps size and width sees one of so many equal parts of the channels at a time,
+    part number `turn` modulo `parts`, and the others pass by it unchanged (DCNAS, figure 1; PC-DARTS): memory falls, but
+    the weights fit no decoded network. That the parts take turns is our choice.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, *, parts: int = 1) -> None:
         super().__init__()
-        self.space = space
-        self.slots = nn.ModuleList(nn.ModuleDict(_modules(space.slots, index)) for index in range(len(space.slots)))
+        if parts < 1:
+            raise InputError(f"{parts} parts of the channels were given; 1 (all channels) or more is needed")
+        self.space, self.parts, self.turn = space, parts, 0
+        self.slots = nn.ModuleList(nn.ModuleDict(_modules(space.slots, index, parts)) for index in range(len(space.slots)))
 
     def forward(self, image: Tensor, sample: Sample) -> Tensor:
         """(N, 3, H, W) -> (N, classes, H, W). InputError where the sample leaves no way from the image to the
@@ -71,15 +77,24 @@ class Supernet(nn.Module):
             return modules["0"](features, target)
         weights = sample.weights[slot.decision].to(features[0].device).unbind()
         options = [option for option in sample.active[slot.decision] if str(option) in modules]
-        return _sum([modules[str(option)](features, target) * weights[option] for option in options])
+        if not _is_partial(self.space.slots, index, self.parts):
+            return _sum([modules[str(option)](features, target) * weights[option] for option in options])
+        before, part, after = _split(features[0], self.parts, self.turn)
+        mixed = _sum([modules[str(option)]([part], target) * weights[option] for option in options])
+        return torch.cat([before, mixed, after], 1)
 
 
 def inherit(network: Network, supernet: Supernet, derived: Derived) -> None:
     """Copy the supernet's weights and running statistics into the network of `derived.architecture`, in place.
 
     Exact: in eval mode the network computes what the supernet computes under the one-hot sample, up to the order of
-    additions. InputError where the network is another one.
+    additions. InputError where the network is another one, or where the supernet saw a part of the channels at a time.
     """
+    if supernet.parts > 1:
+        raise InputError(
+            f"this supernet of {supernet.space.name!r} was searched with partial channels (1/{supernet.parts} at a time), so its weights fit no "
+            "decoded network; train the network from scratch, or search with search.parts = 1"
+        )
     if network.architecture != derived.architecture:
         raise InputError(f"this network is {network.architecture.digest}; the weights to inherit are those of {derived.architecture.digest}")
     with torch.no_grad():
@@ -88,7 +103,7 @@ def inherit(network: Network, supernet: Supernet, derived: Derived) -> None:
                 network.nodes[str(index)].load_state_dict(supernet.module(origin, node.kind).state_dict())
 
 
-def _modules(slots: Sequence[Slot], index: int) -> Mapping[str, nn.Module]:
+def _modules(slots: Sequence[Slot], index: int, parts: int) -> Mapping[str, nn.Module]:
     """Modules of a slot's options, by option; none for the image, for a join and for `none`."""
     slot = slots[index]
     widths = [slots[source].channels for source in slot.sources]
@@ -98,7 +113,31 @@ def _modules(slots: Sequence[Slot], index: int) -> Mapping[str, nn.Module]:
     inputs = tuple(width for width in widths if isinstance(width, int))
     channels = slot.channels if isinstance(slot.channels, int) else 0
     absent = {"image", "none"}
+    if _is_partial(slots, index, parts):
+        channels //= parts
+        inputs = (channels,)
     return {str(i): build(kind, inputs, channels, slot.stride) for i, kind in enumerate(slot.kinds) if kind.op not in absent}
+
+
+def _is_partial(slots: Sequence[Slot], index: int, parts: int) -> bool:
+    """Whether a slot's choice is computed on a part of the channels: InputError where they cannot be parted evenly."""
+    slot = slots[index]
+    if parts == 1 or slot.decision is None or slot.stride != 1 or slot.may_be_absent or len(slot.inputs) != 1:
+        return False
+    width = slots[slot.sources[0]].channels
+    if width != slot.channels or not isinstance(width, int):
+        return False
+    if width % parts:
+        raise InputError(f"{slot_name(slots, index)}: its {width} channels cannot be split into {parts} equal parts")
+    return True
+
+
+def _split(feature: Tensor, parts: int, turn: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The channels before the part whose turn it is, that part, and those after it; each (N, channels, H, W)."""
+    width = feature.shape[1] // parts
+    start = turn % parts * width
+    before, part, after = feature.split([start, width, feature.shape[1] - start - width], 1)
+    return before, part, after
 
 
 def _gated(feature: Tensor, entry: int | Link, sample: Sample) -> Tensor:

@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import torch
 
+from segnas.apart import measured_apart, sure_of
 from segnas.arch import Architecture, Operation
-from segnas.errors import IncompatibleError, RequirementError
+from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.export.graph import graph_sha256, onnx_from_network
 from segnas.export.manifest import read_engine, versions
 from segnas.export.templates import templates
@@ -22,18 +22,19 @@ from segnas.latency_tables.live import LiveCheck, check_live, live_entries
 from segnas.latency_tables.measure import measure
 from segnas.latency_tables.probes import designs, probe_operations
 from segnas.latency_tables.profile import profile
+from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
 from segnas.latency_tables.store import save_table
 from segnas.latency_tables.transfer import transferred
 from segnas.measurements import MeasurementJournal
 from segnas.network import initialised
 from segnas.runtime.onnxruntime_session import available_cores, cpu_target
 from segnas.runtime.session import open_session
-from segnas.search.derive import under_budget
+from segnas.search.draws import cheapest
 from segnas.search.draws import networks as random_networks
 from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Space
 from segnas.target import Target
-from segnas.timing import cpu_times, disturbance
+from segnas.timing import Measured, cpu_times, disturbance
 
 Progress = Callable[[int, int, str], None]
 
@@ -45,8 +46,8 @@ class Services:
     """
 
     prepare: Prepare
-    measure: Callable[[Architecture, LatencyTable], float]
-    measure_engine: Callable[[Path, Architecture, LatencyTable], float]
+    measure: Callable[[Architecture, LatencyTable], Measured]
+    measure_engine: Callable[[Path, Architecture, LatencyTable], Measured]
     require_live: Callable[[LatencyTable, Progress], None] | None = None
 
 
@@ -75,32 +76,27 @@ def naming_operations(progress: Progress) -> Callable[[int, int, Operation], Non
     return lambda done, total, operation: progress(done, total, str(operation.kind))
 
 
-def measure_network(architecture: Architecture, table: LatencyTable, prepare: Prepare = prepare_probe) -> float:
-    """The sentinel-normalised latency of one network on the table's target, in ms."""
-    return repeatable_ms(lambda: measure(architecture, table.target, prepare=prepare, sentinel_ref_ms=reference_ms(table)).median_ms)
+def measure_network(architecture: Architecture, table: LatencyTable) -> Measured:
+    """The sentinel-normalised latency of one network on the table's target, as the mean of several processes."""
+    return _measured(architecture, table, None)
 
 
-def repeatable_ms(measure_once: Callable[[], float], *, within: float = 0.03, most: int = 5) -> float:
-    """Measure until two readings agree `within` that share of each other, at most `most` times; the mean of the two that agree best.
-
-    With two threads on two cores a single reading can be a third off whenever anything else runs (seen here), and nothing in it tells.
-    """
-    readings = sorted([measure_once(), measure_once()])
-    while True:
-        low, high = min(pairwise(readings), key=lambda pair: pair[1] / pair[0])
-        if high / low <= 1 + within or len(readings) >= most:
-            return (low + high) / 2
-        readings = sorted([*readings, measure_once()])
+def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) -> Measured:
+    """The sentinel-normalised latency of an engine's own file; `architecture` is what it was exported from."""
+    return _measured(architecture, table, read_engine(path)[1].read_bytes())
 
 
-def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) -> float:
-    """The sentinel-normalised latency of an engine's own file, in ms; `architecture` is what it was exported from."""
-    _, artefact = read_engine(path)
-
-    def prepare(wanted: Architecture, target: Target) -> Timed:
-        return open_session(artefact, target) if wanted == architecture else prepare_probe(wanted, target)
-
-    return measure_network(architecture, table, prepare)
+def _measured(architecture: Architecture, table: LatencyTable, engine: bytes | None) -> Measured:
+    """Readings in new processes on a CPU, in this one on a GPU, whose memory is laid out anew with each engine."""
+    target, reference = table.target, reference_ms(table)
+    if target.runtime != "onnxruntime":
+        return sure_of(lambda seed: measure(architecture, target, prepare=prepare_probe, sentinel_ref_ms=reference).median_ms)
+    sentinel = sentinel_architecture()
+    engines = {
+        architecture.digest: engine or onnx_from_network(initialised(architecture, 0).eval(), target),
+        sentinel.digest: onnx_from_network(initialised(sentinel, 0).eval(), sentinel_target(target)),
+    }
+    return sure_of(lambda seed: measured_apart({architecture.digest: architecture}, engines, target, reference, seed)[architecture.digest])
 
 
 def check_table_live(table: LatencyTable, progress: Progress) -> LiveCheck:
@@ -192,9 +188,15 @@ def require_entries(space: Space, table: LatencyTable) -> None:
 
 
 def require_budget(space: Space, table: LatencyTable, budget: float) -> None:
-    """InputError, with the cheapest network's latency, where the table knows no network of the space within that many ms."""
-    even = {name: (0.0,) * options for name, options in space.decisions.items()}
-    under_budget(space, even, ExpectedLatency(space, table, table.target).exact, budget, Random(0))
+    """InputError for a budget in ms below the cheapest network of the space, or above the dearest, as far as the table knows."""
+    price = ExpectedLatency(space, table, table.target).exact
+    low, high = price(cheapest(space, price)), price(cheapest(space, lambda genotype: -price(genotype)))
+    if not low <= budget <= high:
+        advice = "raise the budget, lower the input size or choose a faster space" if budget < low else "ask for less, or choose a larger space"
+        raise InputError(
+            f"a budget of {budget:.3f} ms was given; by its latency table the networks of {space.name!r} take {low:.3f} to {high:.3f} ms: {advice} "
+            "(`segnas spaces`)"
+        )
 
 
 def require_this_machine(table: LatencyTable) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from segnas.errors import InputError, UsageError
 from segnas.files import unplain
-from segnas.search.loop import SearchSettings
+from segnas.search.settings import SearchSettings, with_method
 from segnas.search.train import TrainSettings
 
 T = TypeVar("T")
@@ -108,6 +108,8 @@ def recipe_from_toml(text: str, name: str) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {name} is no TOML: {error}") from None
+    if isinstance(table.get("search"), dict):
+        table["search"] = with_method(table["search"])
     recipe = _filled(Recipe, table, f"recipe {name}", "")
     _require_ranges(recipe, f"recipe {name}")
     return recipe

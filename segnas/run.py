@@ -302,7 +302,7 @@ def _bench(work: Run) -> None:
     if not (folder / "measured.json").is_file():
         with work.screen.step("measuring the engine against its budget"):
             measured = work.services.measure_engine(model, read_noun(folder / "arch.json", Architecture), _table(work))
-        write_text(folder / "measured.json", json.dumps({"measured_ms": measured}, indent=1) + "\n")
+        write_text(folder / "measured.json", json.dumps({"measured_ms": measured.median_ms, "relative_sd": measured.relative_sd}, indent=1) + "\n")
     evaluation = work.dataset(work.recipe.data.eval_split)
     if not (folder / "accuracy.json").is_file():
         with work.screen.step(f"evaluating the engine on {work.recipe.data.eval_split}") as progress:

@@ -21,6 +21,7 @@ from segnas.export.manifest import read_engine, versions, write_engine
 from segnas.export.parity import parity
 from segnas.files import plain, read_json, require_writable, unplain, write_noun, write_text
 from segnas.latency import Estimate, LatencyTable
+from segnas.latency_tables.store import load_table
 from segnas.measurements import MeasurementJournal
 from segnas.measuring import Progress, Services, require_budget, require_entries
 from segnas.metrics import floors
@@ -31,8 +32,10 @@ from segnas.runtime.evaluate import evaluate
 from segnas.runtime.session import Session, open_session
 from segnas.search.budget import Met, meet_budget
 from segnas.search.checkpoint import load_tensors, save_tensors
-from segnas.search.loop import SearchSettings, search
+from segnas.search.loop import search
 from segnas.search.pretrained import pretrained_weights
+from segnas.search.prices import prices
+from segnas.search.settings import Constraint, SearchSettings
 from segnas.search.space import Space
 from segnas.search.train import TrainSettings, train
 from segnas.target import Target
@@ -59,23 +62,37 @@ def search_space(
     require_budget(space, table, budget)
     require_writable(out)
     checkpoint = out.with_suffix(".checkpoint.safetensors")
-    found = search(space, table, dataset, settings, budget_ms=budget, seed=seed, checkpoint=checkpoint, device=device, progress=progress)
-    write_curves(out, found.curves, space=space.name, probabilities={name: list(p) for name, p in found.probabilities.items()})
+    tables = constraint_tables(space, settings.constraints)
+    found = search(
+        space, table, dataset, settings, budget_ms=budget, seed=seed, checkpoint=checkpoint, device=device, progress=progress, tables=tables
+    )
+    learned = {name: list(p) for name, p in found.probabilities.items()}
+    kept = [plain(constraint) for constraint in settings.constraints]
+    write_curves(out, found.curves, space=space.name, classes=space.classes, method=settings.method, constraints=kept, probabilities=learned)
+
+
+def constraint_tables(space: Space, constraints: Iterable[Constraint]) -> dict[str, LatencyTable]:
+    """The tables that constraints on time name, by path; each must price the whole space."""
+    tables = {constraint.table: load_table(Path(constraint.table)) for constraint in constraints if constraint.table}
+    for table in tables.values():
+        require_entries(space, table)
+    return tables
 
 
 def derive_network(
     space: Space, searched: Path, table: LatencyTable, budget: float, *, out: Path, seed: int, services: Services, progress: Progress
 ) -> Met:
     """The network that meets the budget when measured, as `out`; what was measured lies beside it in `derive.json` and `measurements.jsonl`."""
-    scores = read_scores(searched, space)
+    scores, constraints = read_scores(searched, space), read_constraints(searched)
     require_entries(space, table)
+    limits = prices(space, table, budget, constraints, constraint_tables(space, constraints))
     require_writable(out)
     journal = MeasurementJournal(out.with_name("measurements.jsonl"), table.prices_digest)
     met = meet_budget(
         space,
         scores,
         table,
-        budget,
+        limits,
         measure=lambda architecture: journal.measure(architecture, lambda network: services.measure(network, table)),
         seed=seed,
         on_measured=lambda m: progress(0, 0, f"{m.measured_ms:.3f} ms"),
@@ -105,6 +122,11 @@ def read_scores(searched: Path, space: Space) -> dict[str, tuple[float, ...]]:
     if {name: len(p) for name, p in found.items()} != space.decisions:
         raise InputError(f"{searched} holds other decisions than those of {space.name!r}; run `segnas search {space.name}` again")
     return {name: tuple(math.log(max(p, 1e-12)) for p in options) for name, options in found.items()}
+
+
+def read_constraints(searched: Path) -> tuple[Constraint, ...]:
+    """The limits beside the budget that a search was held to."""
+    return unplain(tuple[Constraint, ...], read_json(searched).get("constraints", []), f"{searched}: constraints")
 
 
 def require_device(device: str) -> None:

@@ -6,8 +6,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Measured(NamedTuple):
+    """Latency in ms at the speed at which the sentinel takes its reference time, and the relative standard deviation of that mean."""
+
+    median_ms: float
+    relative_sd: float
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -27,6 +27,7 @@ from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.spaces import SPACES, space
 from segnas.steps import save_weights
 from segnas.streets import write_streets
+from segnas.timing import Measured
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "rich", "matplotlib")
@@ -127,12 +128,12 @@ def test_json_of_the_lists() -> None:
 def test_json_of_the_steps_in_a_row(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ("--data-root", made / "streets")
     assert printed("data", "check", *data) == {"problems": [], "splits": {"train": 4, "val": 2}}
-    priced = ("--table", made / "table.json", "--budget", "8ms")
+    priced = ("--table", made / "table.json", "--budget", "0.9ms")
     found = printed("search", "cas-tiny", *priced, *data, "--recipe", made / "short.toml", "--out", tmp_path)
-    assert found == {"search": str(tmp_path / "search.json"), "budget_ms": 8.0}
-    monkeypatch.setattr("segnas.measuring.SERVICES", measuring.Services(*[lambda *_: 7.5] * 3))
+    assert found == {"search": str(tmp_path / "search.json"), "budget_ms": 0.9}
+    monkeypatch.setattr("segnas.measuring.SERVICES", measuring.Services(*[lambda *_: Measured(0.88, 0.004)] * 3))
     found = printed("derive", tmp_path, "--space", "cas-tiny", *priced)
-    assert (found["measured_ms"], found["budget_ms"]) == (7.5, 8.0)
+    assert (found["measured_ms"], found["budget_ms"]) == (0.88, 0.9)
     assert (tmp_path / "arch.json").is_file()
     weights = tmp_path / "weights.safetensors"
     found = printed("train", "--arch", tmp_path / "arch.json", *data, "--recipe", made / "short.toml", "--out", weights)

@@ -27,6 +27,7 @@ SCRIPT = """
     from segnas.search.spaces import space as named_space
     from segnas.measuring import Services
     from segnas.steps import bench_engine
+    from segnas.timing import Measured
 
     torch.set_num_threads(1)
     folder, table = Path(sys.argv[1]), Path(sys.argv[2])
@@ -44,14 +45,14 @@ SCRIPT = """
     def measure(architecture, table):
         with folder.with_suffix(".measured").open("a") as stream:
             stream.write(architecture.digest + "\\n")
-        return 1.1 * table.estimate(architecture).total_ms * (1 + 0.01 * int(architecture.digest, 16) / 16**12)
+        return Measured(1.1 * table.estimate(architecture).total_ms * (1 + 0.01 * int(architecture.digest, 16) / 16**12), 0.004)
 
     if not table.is_file():
         space, target = named_space("cas-tiny", 19), cpu_target(64, 128, threads=1)
         prices = [(o, 0.05 + 2 * int(o.digest, 16) / 16**12) for o in space.all_operations(target) if not o.is_free]
         entries = tuple(Entry(o, "block", ms, 0.0, 1, "made up", "") for o, ms in prices)
         save_table(table, LatencyTable(space.name, target, entries, 0.3, Calibration(0.9)))
-    services = Services(None, measure, lambda path, architecture, table: table.estimate(architecture).total_ms)
+    services = Services(None, measure, lambda path, architecture, table: Measured(table.estimate(architecture).total_ms, 0.004))
     segnas.run.bench_engine = lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress)
     (folder.parent / "started").touch()
     segnas.run.run(Run(recipe, folder, SilentScreen(), services=services, table_file=table), resume=(folder / "recipe.json").is_file())

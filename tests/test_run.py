@@ -19,10 +19,12 @@ from segnas.recipe import Recipe, recipe_from_toml
 from segnas.report import Report
 from segnas.run import Run, SilentScreen
 from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.search.budget import bounds
 from segnas.search.checkpoint import load_tensors
 from segnas.search.spaces import space as named_space
 from segnas.steps import bench_engine
 from segnas.target import Target
+from segnas.timing import Measured
 
 RECIPE = """
 name = "tiny"
@@ -66,12 +68,12 @@ class Clock:
     def __init__(self) -> None:
         self.networks: list[str] = []
 
-    def measure(self, architecture: Architecture, table: LatencyTable) -> float:
+    def measure(self, architecture: Architecture, table: LatencyTable) -> Measured:
         self.networks.append(architecture.digest)
-        return 1.1 * table.estimate(architecture).total_ms * (1 + 0.01 * int(architecture.digest, 16) / 16**12)
+        return Measured(1.1 * table.estimate(architecture).total_ms * (1 + 0.01 * int(architecture.digest, 16) / 16**12), 0.004)
 
-    def engine(self, path: Path, architecture: Architecture, table: LatencyTable) -> float:
-        return 1.1 * table.estimate(architecture).total_ms
+    def engine(self, path: Path, architecture: Architecture, table: LatencyTable) -> Measured:
+        return Measured(1.1 * table.estimate(architecture).total_ms, 0.004)
 
     def services(self) -> Services:
         def prepare(architecture: Architecture, target: Target):
@@ -147,7 +149,8 @@ def test_the_report_says_what_was_asked_and_what_was_measured(finished: tuple[Pa
     assert budget.asked == "p50"
     assert [digest for digest, _, _ in budget.measurements] == clock.networks
     within = {digest: ms for digest, _, ms in budget.measurements}[report.architecture_digest]
-    assert 0.9 * budget.budget_ms <= within <= 0.97 * budget.budget_ms
+    low, high = bounds(0.004)
+    assert low * budget.budget_ms <= within <= high * budget.budget_ms
     assert budget.measured_ms == 1.1 * table.estimate(report.architecture).total_ms == read_json(folder / "measured.json")["measured_ms"]
     assert budget.predicted_low_ms < budget.predicted_ms < budget.predicted_high_ms
     assert budget.predicted_ms == pytest.approx(budget.measured_ms, rel=0.02)

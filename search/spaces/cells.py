@@ -21,6 +21,23 @@ recalled, unverified).
 """
 
 
+MULTI_SCALE_CANDIDATES = (
+    kind("none"),
+    kind("skip"),
+    kind("conv", kernel=1),
+    kind("separable", dilation=6),
+    kind("separable", dilation=12),
+    kind("separable", dilation=18),
+    kind("separable", dilation=24),
+    kind("pyramid_pool", bins=(1,)),
+    kind("pyramid_pool", bins=(2,)),
+    kind("pyramid_pool", bins=(4,)),
+)
+"""The ten operations of an edge of the multi-scale cell: large rates and pooling at several grids (recalled of CAS,
+unverified); the exact list is our choice. A rate at or above the feature's side makes a 3x3 kernel a 1x1 one.
+"""
+
+
 def cell(
     draft: Draft,
     decisions: str,
@@ -30,7 +47,7 @@ def cell(
     width: int,
     reduce: bool = False,
     nodes: int = 2,
-    keep: tuple[int, int] = (2, 2),
+    keep: tuple[int, int | None] = (2, 2),
     candidates: Sequence[Kind] = CANDIDATES,
     label: str = "",
 ) -> int:
@@ -45,16 +62,56 @@ def cell(
     """
     inner = draft.width(previous) if reduce else width
     features = [fitted(draft, before, previous, inner, f"{label}.before"), fitted(draft, previous, previous, inner, f"{label}.previous")]
+    outputs = _nodes(draft, decisions, features, nodes, keep, candidates, reduce, label)
+    return _joined(draft, outputs, width, label)
+
+
+def multi_scale_cell(
+    draft: Draft,
+    deep: int,
+    fine: int,
+    *,
+    width: int,
+    nodes: int = 2,
+    candidates: Sequence[Kind] = MULTI_SCALE_CANDIDATES,
+    label: str = "multi_scale",
+) -> int:
+    """Append CAS's multi-scale cell and return the slot of its output, `width` channels at the level of `fine`.
+
+    Its two inputs are the deepest feature, narrowed and then resized, and the fine one; edge j of node i has decision
+    `{label}.{i}.{j}`, and two edges enter each node. How it is wired is our choice.
+    """
+    point = kind("conv", kernel=1)
+    coarse = draft.resize(draft.node(point, deep, channels=width, label=f"{label}.deep"), fine, f"{label}.resize")
+    features = [coarse, draft.node(point, fine, channels=width, label=f"{label}.fine")]
+    return _joined(draft, _nodes(draft, label, features, nodes, (2, 2), candidates, False, label), width, label)
+
+
+def _nodes(
+    draft: Draft,
+    decisions: str,
+    features: list[int],
+    nodes: int,
+    keep: tuple[int, int | None],
+    candidates: Sequence[Kind],
+    reduce: bool,
+    label: str,
+) -> list[int]:
+    """The intermediate nodes of a cell, each a sum over edges from the cell's inputs and the earlier nodes."""
+    features = list(features)
     for node in range(nodes):
         names = [f"{decisions}.{node}.{source}" for source in range(len(features))]
         edges = [
             draft.node(Choice(name, tuple(candidates)), feature, stride=2 if reduce and source < 2 else 1, label=f"{label}.{node}.{source}")
             for source, (name, feature) in enumerate(zip(names, features, strict=True))
         ]
-        draft.keep(names, *keep)
+        draft.keep(names, keep[0], len(names) if keep[1] is None else keep[1])
         features.append(draft.node("add", *edges, label=f"{label}.{node}"))
-    outputs = features[2:]
-    joined = draft.node(kind("concat"), *outputs, label=f"{label}.concat") if nodes > 1 else outputs[0]
+    return features[2:]
+
+
+def _joined(draft: Draft, outputs: Sequence[int], width: int, label: str) -> int:
+    joined = draft.node(kind("concat"), *outputs, label=f"{label}.concat") if len(outputs) > 1 else outputs[0]
     return draft.node(kind("conv", kernel=1), joined, channels=width, label=f"{label}.output")
 
 

@@ -21,6 +21,7 @@ from segnas.report import Curve
 from segnas.runtime.onnxruntime_session import available_cores, cpu_target
 from segnas.search.spaces import space
 from segnas.steps import derive_network, write_curves
+from segnas.timing import Measured
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_networks_measurement_is_not_taken_over_by_another_table(tmp_path):
     def derived(height: int, ms: float) -> float:
         target = cpu_target(height, 128)
         entries = tuple(Entry(o, "block", 0.02, 0.0, 1, "made up", "") for o in sorted(tiny.all_operations(target)))
-        services = Services(None, lambda a, t: ms, None)  # type: ignore[arg-type]
+        services = Services(None, lambda a, t: Measured(ms, 0.004), None)  # type: ignore[arg-type]
         table = LatencyTable("cas-tiny", target, entries)
         return derive_network(
             tiny, tmp_path / "search.json", table, 8.0, out=tmp_path / "arch.json", seed=0, services=services, progress=lambda *_: None

@@ -16,6 +16,7 @@ from segnas.latency_tables.measure import Measured
 from segnas.measuring import require_budget, require_entries
 from segnas.search.budget import budget_ms, meet_budget
 from segnas.search.expected import ExpectedLatency
+from segnas.search.prices import prices
 from segnas.search.spaces import space
 from segnas.target import Target
 
@@ -72,7 +73,7 @@ def test_without_its_entry_nothing_gives_a_number(operation: Operation) -> None:
         "require_budget": lambda: require_budget(TINY, table, 1000.0),
         "ExpectedLatency": lambda: ExpectedLatency(TINY, table),
         "percentile": lambda: budget_ms("p50", TINY, table, 0),
-        "meet_budget": lambda: meet_budget(TINY, EVEN, table, 1000.0, measure=lambda _: 5.0, seed=0),
+        "meet_budget": lambda: meet_budget(TINY, EVEN, table, prices(TINY, table, 1000.0), measure=lambda _: Measured(5.0, 0.01), seed=0),
     }
     given: dict[str, object] = {}
     for name, ask in asked.items():
@@ -101,4 +102,4 @@ def test_with_every_entry_each_of_them_gives_one() -> None:
     assert residuals(TABLE, [user], [Measured(2 * total, 0.01)])[0].relative == pytest.approx(-0.5)
     assert ExpectedLatency(TINY, TABLE).exact(TINY.random(Random(0))) > 0
     assert budget_ms("p50", TINY, TABLE, 0) > 0
-    require_budget(TINY, TABLE, 1000.0)
+    require_budget(TINY, TABLE, budget_ms("p50", TINY, TABLE, 0))

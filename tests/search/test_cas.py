@@ -7,15 +7,15 @@ from segnas.errors import InputError, UsageError
 from segnas.kinds import kind
 from segnas.network import Network
 from segnas.search.slots import Choice
-from segnas.search.spaces import SPACES, space
-from segnas.search.spaces.cas import Head, build
+from segnas.search.spaces import space
 from segnas.search.spaces.cells import CANDIDATES
+from segnas.search.spaces.stacked import Head, stack
 
 EDGES = {0: (0, 1), 1: (0, 1, 2)}  # node -> sources: the cell's two inputs, then the earlier node
 NAMES = {f"{cell}.{node}.{source}" for cell in ("normal", "reduction") for node, sources in EDGES.items() for source in sources}
 
 
-@pytest.fixture(params=SPACES)
+@pytest.fixture(params=["cas-fast", "cas-tiny"])
 def preset(request):
     return space(request.param, 11)
 
@@ -76,7 +76,7 @@ def test_networks_run_at_odd_sizes(preset):
 
 def test_a_stack_that_does_not_fit_is_refused():
     def stacked(cells, widths, stride=8):
-        return build("bad", 3, cells=cells, widths=widths, stem=kind("stem"), stem_stride=8, head=Head(kind("aspp"), 32, stride))
+        return stack("bad", 3, cells=cells, widths=widths, stem=kind("stem"), stem_stride=8, head=Head(kind("aspp"), 32, stride), shared=True)
 
     with pytest.raises(InputError, match="one width for the stem and one for each R"):
         stacked("NRX", (16, 32))

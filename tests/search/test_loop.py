@@ -17,13 +17,24 @@ from segnas.latency import Calibration, LatencyTable
 from segnas.search import loop
 from segnas.search.checkpoint import load_tensors
 from segnas.search.derive import mode
-from segnas.search.loop import SAMPLERS, Searched, SearchSettings, search
+from segnas.search.loop import Searched, SearchSettings, search
+from segnas.search.settings import METHODS
 from segnas.search.space import Space
 from segnas.search.spaces import SPACES
 from segnas.streets import write_streets
 
 SETTINGS = SearchSettings(steps=6, warmup=2, batch=4, crop=(64, 64), decision_rate=0.05, checkpoint_s=0.0)
 """Of 8 + 8 images: 2 steps an epoch. A checkpoint after every step."""
+
+MODES: dict[str, SearchSettings] = {
+    "softmax": SETTINGS,
+    "gumbel": replace(SETTINGS, sampler="gumbel"),
+    "hard": replace(SETTINGS, sampler="hard"),
+    "paths": replace(SETTINGS, sampler="paths", regularise=(0.01, 0.01, 0.1)),
+    "guided": replace(SETTINGS, guidance="chained", price_every=2),
+    "gas": replace(SETTINGS, method="gas", **METHODS["gas"].settings),
+}
+IN_TURN = [name for name in MODES if name != "gas"]
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +96,18 @@ def supernet_of(checkpoint: Path) -> dict[str, bytes]:
 # ---- two halves
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_each_half_moves_its_own_parameters_only(searched, monkeypatch: pytest.MonkeyPatch, sampler: str) -> None:
+@pytest.mark.parametrize("mode_name", IN_TURN)
+def test_each_half_moves_its_own_parameters_only(searched, monkeypatch: pytest.MonkeyPatch, mode_name: str) -> None:
     seen: dict[str, set[int]] = {"_learn": set(), "_decide": set()}
     moved: dict[str, list[tuple[bool, bool]]] = {"_learn": [], "_decide": []}
 
     def spied(name: str):
         original = getattr(loop._Run, name)
 
-        def half(self, batch: Batch):
-            before = digest(self.supernet.parameters()), digest(self.logits.values())
-            result = original(self, batch)
-            after = digest(self.supernet.parameters()), digest(self.logits.values())
+        def half(self, batch: Batch, **given):
+            before = digest(self.supernet.parameters()), digest(self.decisions.values())
+            result = original(self, batch, **given)
+            after = digest(self.supernet.parameters()), digest(self.decisions.values())
             seen[name].update(batch.indices)
             moved[name].append((before[0] != after[0], before[1] != after[1]))
             return result
@@ -105,11 +116,61 @@ def test_each_half_moves_its_own_parameters_only(searched, monkeypatch: pytest.M
 
     for name in seen:
         monkeypatch.setattr(loop._Run, name, spied(name))
-    searched(replace(SETTINGS, sampler=sampler, checkpoint_s=1e9))
+    searched(replace(MODES[mode_name], checkpoint_s=1e9))
     assert moved["_learn"] == [(True, False)] * SETTINGS.steps
     assert moved["_decide"] == [(False, True)] * (SETTINGS.steps - SETTINGS.warmup)
     assert not seen["_learn"] & seen["_decide"]
     assert seen["_learn"] | seen["_decide"] == set(range(16))
+
+
+def test_one_pass_fills_every_gradient_and_the_optimisers_share_nothing(searched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GAS: one backward pass for weights, decisions and guidance; each parameter has one optimiser."""
+    original = loop._Run._learn
+    seen: list[int] = []
+
+    def spied(self, batch: Batch, *, decides: bool):
+        passes, backward = [0], torch.Tensor.backward
+
+        def counted(tensor, *given, **named):
+            passes[0] += 1
+            return backward(tensor, *given, **named)
+
+        monkeypatch.setattr(torch.Tensor, "backward", counted)
+        result = original(self, batch, decides=decides)
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        assert decides
+        assert passes == [1]
+        held = [
+            [id(p) for group in optimiser.param_groups for p in group["params"]] for optimiser in (self.weight_optimiser, self.decision_optimiser)
+        ]
+        assert not set(held[0]) & set(held[1])
+        everything = [p for p in self.supernet.parameters() if p.requires_grad] + [p for _, p in self.relaxation.named_parameters()]
+        assert sorted(held[0] + held[1]) == sorted(map(id, everything))
+        assert all(p.grad is not None for p in everything)
+        moving = [name for name, p in self.relaxation.named_parameters() if p.grad.abs().sum() > 0]
+        assert set(self.relaxation.raw) <= set(moving)
+        assert any(name.startswith("guidance/") for name in moving)
+        seen.extend(batch.indices)
+        return result
+
+    monkeypatch.setattr(loop._Run, "_learn", spied)
+    searched(replace(MODES["gas"], checkpoint_s=1e9))
+    assert set(seen) == set(range(16))  # the whole training set
+
+
+def test_with_two_phases_the_multi_scale_cell_is_searched_last(searched, made_up_table, streets: Dataset, tmp_path: Path) -> None:
+    whole = SPACES["cas"](19)
+    settings = replace(SETTINGS, steps=5, warmup=1, batch=2, phases=2, sampler="hard", decision_rate=0.3)
+    with pytest.raises(Stopped):
+        searched(settings, space=whole, table=made_up_table(whole), budget_ms=1e3, progress=stopping(3))
+    before = {name: tuple(values.tolist()) for name, values in load_tensors(tmp_path / "c.safetensors")[0].items() if name.startswith("decision.")}
+    found = searched(settings, space=whole, table=made_up_table(whole), budget_ms=1e3)
+    after = {name: tuple(values.tolist()) for name, values in load_tensors(tmp_path / "c.safetensors")[0].items() if name.startswith("decision.")}
+    assert before != after
+    for name, p in found.probabilities.items():
+        assert (max(p) == 1.0) == (not name.startswith("multi_scale."))
+    with pytest.raises(UsageError, match="no multi-scale cell"):
+        searched(replace(SETTINGS, phases=2), checkpoint=tmp_path / "other")
 
 
 def test_scale_and_shift_of_normalisations_stay_fixed(searched, tmp_path: Path) -> None:
@@ -132,8 +193,8 @@ def test_a_low_budget_draws_the_decoded_network_down_and_a_high_one_says_nothing
     silent = replace(settings, rho=0.0, multiplier_rate=0.0)
     alone = searched(silent, budget_ms=5.0, checkpoint=tmp_path / "alone")
     assert high.probabilities == alone.probabilities  # to the last bit: cross-entropy is all there is
-    assert set(curve(high, "multiplier of the latency term")) == {0.0}
-    multipliers = curve(low, "multiplier of the latency term")
+    assert set(curve(high, "multiplier of latency, ms")) == {0.0}
+    multipliers = curve(low, "multiplier of latency, ms")
     assert list(multipliers) == sorted(multipliers)
     assert multipliers[0] > 0
     assert decoded(space, table, low) < 0.97 * decoded(space, table, high)
@@ -148,18 +209,20 @@ def decoded(space: Space, table: LatencyTable, found: Searched) -> float:
 # ---- what comes back
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_ends_in_probabilities_and_curves(searched, space: Space, sampler: str) -> None:
+@pytest.mark.parametrize("mode_name", IN_TURN)
+def test_every_sampler_ends_in_probabilities_and_curves(searched, space: Space, mode_name: str) -> None:
     texts: list[str] = []
-    found = searched(replace(SETTINGS, sampler=sampler), progress=lambda step, steps, text: texts.append(f"{step}/{steps} {text}"))
+    found = searched(MODES[mode_name], progress=lambda step, steps, text: texts.append(f"{step}/{steps} {text}"))
     assert {name: len(options) for name, options in found.probabilities.items()} == space.decisions
     for options in found.probabilities.values():
         assert math.fsum(options) == pytest.approx(1)
         assert len(set(options)) > 1
     steps = {curve.name.removeprefix("search/"): curve.steps for curve in found.curves}
     assert steps.pop("loss on weights' half") == tuple(range(6))
-    assert set(steps.values()) == {(2, 3, 4, 5)}
-    assert len(steps) == 6
+    late = [name for name in steps if name.startswith(("expected", "gradient of prices")) and mode_name == "guided"] + ["regularisers"]
+    assert {values for name, values in steps.items() if name not in late} == {(2, 3, 4, 5)}
+    assert all(steps[name] in [(2, 4), (3, 4, 5)] for name in late if name in steps)
+    assert len(steps) == 8 + (mode_name == "gumbel") + (mode_name == "paths")
     assert len(texts) == 6
     assert texts[0].startswith("1/6 loss ")
     assert "decoded" not in texts[1]
@@ -175,10 +238,12 @@ def test_searching_leaves_the_global_randomness_alone(searched) -> None:
 # ---- interruptions
 
 
-@pytest.mark.parametrize(("sampler", "at"), [("softmax", 1), ("softmax", 3), ("softmax", 6), ("gumbel", 4), ("hard", 2), ("hard", 5)])
-def test_an_interrupted_search_ends_in_the_same_bits(searched, tmp_path: Path, sampler: str, at: int) -> None:
+@pytest.mark.parametrize(
+    ("mode_name", "at"), [("softmax", 1), ("softmax", 3), ("softmax", 6), ("gumbel", 4), ("hard", 5), ("paths", 4), ("guided", 3), ("gas", 2)]
+)
+def test_an_interrupted_search_ends_in_the_same_bits(searched, tmp_path: Path, mode_name: str, at: int) -> None:
     """Before the first checkpoint, in the warm-up and behind it, within an epoch and at its end, and with the last step done but not written."""
-    settings, whole = replace(SETTINGS, sampler=sampler), tmp_path / "whole.safetensors"
+    settings, whole = MODES[mode_name], tmp_path / "whole.safetensors"
     undisturbed = searched(settings, checkpoint=whole)
     with pytest.raises(Stopped):
         searched(settings, progress=stopping(at))
@@ -236,24 +301,25 @@ def test_the_time_of_checkpoints_and_the_order_of_entries_are_no_difference(sear
 
 
 def test_an_unknown_sampler_is_refused(searched, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"search\.sampler was given 'random'; allowed: softmax, gumbel, hard"):
+    with pytest.raises(UsageError, match=r"search\.sampler was given 'random'; allowed: softmax, gumbel, hard, paths"):
         searched(replace(SETTINGS, sampler="random"))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_divergence_is_said_and_keeps_the_checkpoint(searched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sampler: str) -> None:
+@pytest.mark.parametrize("mode_name", MODES)
+def test_a_divergence_is_said_and_keeps_the_checkpoint(searched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode_name: str) -> None:
     """The loss is NaN from the fourth step's images on."""
     original, count = loop._Run._learn, [0]
 
-    def poisoned(self, batch: Batch):
+    def poisoned(self, batch: Batch, **given):
         count[0] += 1
-        return original(self, replace(batch, images=batch.images * np.nan) if count[0] == 4 else batch)
+        return original(self, replace(batch, images=batch.images * np.nan) if count[0] == 4 else batch, **given)
 
     monkeypatch.setattr(loop._Run, "_learn", poisoned)
-    message = r"the search diverged at step 3: loss on weights' half is nan\. The last checkpoint is kept; .*search\.learning_rate.* 0\.05"
+    where = "(loss|loss on weights' half|gradient of the loss to the decisions, norm)"
+    message = rf"the search diverged at step 3: {where} is nan\. The last checkpoint is kept; .*search\.learning_rate.* 0\.0[25]"
     with pytest.raises(VerificationError, match=message) as caught:
-        searched(replace(SETTINGS, sampler=sampler))
+        searched(MODES[mode_name])
     assert caught.value.exit_code == 5
     tensors, state = load_tensors(tmp_path / "c.safetensors")
     assert state["step"] == 3

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segnas.search.objective import AugmentedLagrangian, cross_entropy, ohem_cross_entropy
+from segnas.search.objective import cross_entropy, ohem_cross_entropy
 
 
 def slow_losses(logits: Tensor, labels: Tensor) -> list[float]:
@@ -108,49 +108,3 @@ def test_weighted_hard_pixels_against_the_official_weighted_loss() -> None:
     assert ohem_cross_entropy(logits, labels, threshold=1.0, weights=weights).item() == pytest.approx(official.item(), rel=1e-5)
     even = ohem_cross_entropy(logits, labels, threshold=0.3, weights=torch.full((5,), 3.0))
     assert even.item() == pytest.approx(ohem_cross_entropy(logits, labels, threshold=0.3).item(), rel=1e-5)
-
-
-# ---- the latency term
-
-
-@given(st.floats(0.1, 100), st.floats(0.1, 100), st.floats(0, 10), st.floats(0, 5))
-def test_the_term_and_its_gradient_against_the_formula(expected: float, budget: float, multiplier: float, rho: float) -> None:
-    ms = torch.tensor(expected, dtype=torch.float64, requires_grad=True)
-    term = AugmentedLagrangian(budget, rho=rho, multiplier=multiplier)(ms)
-    g = math.log(expected / budget)
-    assert term.item() == pytest.approx(multiplier * g + rho / 2 * max(0.0, g) ** 2, rel=1e-9, abs=1e-12)
-    term.backward()
-    assert ms.grad is not None
-    # d/dms log(ms / budget) = 1 / ms
-    assert ms.grad.item() == pytest.approx((multiplier + rho * max(0.0, g)) / expected, rel=1e-9, abs=1e-12)
-
-
-def test_under_the_budget_and_without_a_multiplier_latency_is_free() -> None:
-    ms = torch.tensor(5.0, requires_grad=True)
-    term = AugmentedLagrangian(10.0)(ms)
-    term.backward()
-    assert term.item() == 0.0
-    assert ms.grad is not None
-    assert ms.grad.item() == 0.0
-
-
-def test_the_multiplier_written_out() -> None:
-    latency = AugmentedLagrangian(10.0, rate=0.5)
-    latency.update(10.0 * math.e)
-    assert latency.multiplier == pytest.approx(0.5)
-    latency.update(10.0)
-    assert latency.multiplier == pytest.approx(0.5)
-    latency.update(10.0 / math.e**0.5)
-    assert latency.multiplier == pytest.approx(0.25)
-    latency.update(0.001)
-    assert latency.multiplier == 0.0
-
-
-@given(st.lists(st.floats(0.01, 1000), max_size=20), st.floats(0.01, 1), st.floats(0.1, 100))
-def test_the_multiplier_is_never_negative_and_units_do_not_matter(decoded: list[float], rate: float, unit: float) -> None:
-    first, second = AugmentedLagrangian(3.0, rate=rate), AugmentedLagrangian(3.0 * unit, rate=rate)
-    for ms in decoded:
-        first.update(ms)
-        second.update(ms * unit)
-        assert first.multiplier >= 0
-        assert second.multiplier == pytest.approx(first.multiplier, rel=1e-6, abs=1e-9)

@@ -1,0 +1,154 @@
+"""Settings of a search, and the methods of the papers as presets of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from segnas.errors import UsageError
+from segnas.search.terms import TERMS
+
+SAMPLERS = ("softmax", "gumbel", "hard", "paths")
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "sampler": SAMPLERS,
+    "levels": ("bilevel", "single"),
+    "order": (1, 2),
+    "guidance": ("none", "adjacent", "chained"),
+    "term": TERMS,
+    "priced": ("probabilities", "sample"),
+    "ranking": ("odds", "strength"),
+    "gate": ("softmax", "sigmoid"),
+    "estimator": ("share", "ht"),
+    "phases": (1, 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A limit beside the budget: on `time` in ms by another table (a path), on `multiply_accumulates` or on `parameters`, at the deployed size."""
+
+    quantity: Literal["time", "multiply_accumulates", "parameters"]
+    limit: float
+    table: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.limit < float("inf"):
+            raise UsageError(f"a constraint on {self.quantity} was given the limit {self.limit}; a finite number above 0 is needed")
+        if (self.quantity == "time") != bool(self.table):
+            raise UsageError(f"a constraint on {self.quantity} was given the table {self.table!r}; time needs one, the other quantities take none")
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """One search. A step is one update of the weights and, after `warmup` steps, one of the decisions.
+
+    `levels` bilevel updates them in turn, each on its half of the images (DARTS, algorithm 1), with the gradient of first
+    or second `order`; single updates both in one backward pass over all images (GAS). Rates, moments and decay of both
+    optimisers are DARTS's (its released code), the decisions' rate is ours: a search here has hundreds of steps, not
+    thousands. `crop` is (HEIGHT, WIDTH) and says nothing about latency, which is always the table's, at the size that is
+    deployed. `term_weight` 0 takes the term's own. `priced` sample prices what was drawn, probabilities the softmax given
+    the rules; every `price_every`-th step, with as many times the strength. `paths` links of each cell are drawn, `parts`
+    is how many parts the channels fall into (DCNAS). `regularise` weighs DCNAS's three regularisers; they are off for the
+    first third and then rise. With 2 `phases` the multi-scale cell is searched after the rest is decided (CAS).
+    """
+
+    method: str = "cas"
+    steps: int = 400
+    warmup: int = 100
+    batch: int = 8
+    crop: tuple[int, int] = (180, 240)
+    scale: tuple[float, float] = (0.5, 1.0)
+    levels: str = "bilevel"
+    order: int = 1
+    phases: int = 1
+    sampler: str = "softmax"
+    guidance: str = "none"
+    term: str = "lagrangian"
+    term_weight: float = 0.0
+    rho: float = 1.0
+    multiplier_rate: float = 0.2
+    priced: str = "probabilities"
+    price_every: int = 1
+    constraints: tuple[Constraint, ...] = ()
+    ranking: str = "odds"
+    paths: int = 4
+    parts: int = 1
+    gate: str = "sigmoid"
+    estimator: str = "share"
+    regularise: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    learning_rate: float = 0.05
+    final_rate: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip: float = 5.0
+    decision_rate: float = 0.01
+    decision_decay: float = 1e-3
+    initial_sd: float = 1e-3
+    temperature: float = 1.0
+    final_temperature: float = 0.1
+    checkpoint_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"search.method was given {self.method!r}; allowed: {', '.join(METHODS)}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"search.{name} was given {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}")
+        if self.batch < 2 or not 0 <= self.warmup < self.steps:
+            raise UsageError(
+                f"search.steps {self.steps}, search.warmup {self.warmup} and search.batch {self.batch} were given; "
+                "more steps than warm-up steps and at least 2 images a batch are needed"
+            )
+        if min(self.paths, self.parts, self.price_every) < 1 or min(self.regularise) < 0 or self.term_weight < 0:
+            raise UsageError(
+                f"search.paths {self.paths}, search.parts {self.parts}, search.price_every {self.price_every}, search.regularise {self.regularise} "
+                f"and search.term_weight {self.term_weight} were given; the first three are 1 or more, the others 0 or more"
+            )
+        if self.levels == "single" and (self.order == 2 or self.phases == 2):
+            raise UsageError("search.levels single was given with search.order 2 or search.phases 2; both belong to bilevel")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A paper's way of searching: what it is, and the settings in which it differs from the defaults."""
+
+    summary: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+METHODS: dict[str, Method] = {
+    "cas": Method("softmax over all options, weights and decisions in turn (CAS, as reported; DARTS, first order)"),
+    "darts": Method(
+        "cas with the second-order gradient (DARTS, section 2.3), decoded by strength (section 2.4)", {"order": 2, "ranking": "strength"}
+    ),
+    "gas": Method(
+        "Gumbel-softmax, guided cells, weights and decisions in one pass, log of the latency (GAS; recalled, unverified: rates, temperatures)",
+        {
+            "levels": "single",
+            "sampler": "gumbel",
+            "guidance": "adjacent",
+            "term": "gas",
+            "priced": "sample",
+            "warmup": 0,
+            "final_temperature": 0.03,
+            "decision_rate": 1e-3,
+            "decision_decay": 1e-4,
+            "learning_rate": 0.025,
+            "weight_decay": 1e-3,
+        },
+    ),
+    "dcnas": Method(
+        "drawn links, partial channels, three regularisers, no latency term (DCNAS; numbers are our choice)",
+        {"sampler": "paths", "paths": 4, "parts": 4, "regularise": (0.01, 0.01, 0.1), "term": "none", "decision_rate": 3e-3, "weight_decay": 5e-4},
+    ),
+    "hard": Method("one network that obeys the rules at each step, straight-through weights, priced exactly (ours)", {"sampler": "hard"}),
+}
+"""Every gradient-based method by name; any setting of a recipe goes before the method's."""
+
+
+def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a recipe gives them, over those of the method that they name. UsageError for an unknown one."""
+    name = given.get("method", "cas")
+    if name not in METHODS:
+        raise UsageError(f"search.method was given {name!r}; allowed: {', '.join(METHODS)}")
+    return {**METHODS[name].settings, **given}

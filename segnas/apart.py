@@ -1,0 +1,76 @@
+"""Measuring apart: each reading of a network's latency in a new process, and how sure their mean is.
+
+Within one process readings agree better than they are right: where its memory came to lie moves all networks of a process, the sentinel among them,
+by 1 to 4 % (docs/measuring.md). The new process opens the engines that the old one exported and imports no torch, so it takes a second.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from segnas.arch import Architecture
+from segnas.errors import RequirementError
+from segnas.files import plain, unplain
+from segnas.latency import Timed
+from segnas.latency_tables.measure import measure_all
+from segnas.runtime.session import open_session
+from segnas.target import Target
+from segnas.timing import Measured, interquartile_mean
+
+LEAST, MOST, SURE = 3, 7, 0.005
+"""Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
+
+Engines = Mapping[str, bytes]
+"""Exported networks by the digest of their architecture, the sentinel's among them."""
+
+
+def sure_of(read: Callable[[int], float], *, least: int = LEAST, most: int = MOST, sure: float = SURE) -> Measured:
+    """Mean of readings, taken until it is sure enough or `most` are there; from four on the mean of those between the quartiles."""
+    readings: list[float] = []
+    while True:
+        readings.append(read(len(readings)))
+        if len(readings) < least:
+            continue
+        centre = interquartile_mean(readings) if len(readings) >= 4 else fmean(readings)
+        relative = stdev(readings) / centre / math.sqrt(len(readings)) if len(readings) > 1 else 0.0
+        if relative <= sure or len(readings) >= most:
+            return Measured(centre, relative)
+
+
+def measured_apart(networks: Mapping[str, Architecture], engines: Engines, target: Target, reference_ms: float | None, seed: int) -> dict[str, float]:
+    """Sentinel-normalised latency in ms of each network, by digest, in one new process. RequirementError, with what it said, where that fails."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for digest, content in engines.items():
+            (folder / f"{digest}.engine").write_bytes(content)
+        task = {"target": plain(target), "reference_ms": reference_ms, "seed": seed, "networks": [plain(a) for a in networks.values()]}
+        (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        done = subprocess.run([sys.executable, "-m", "segnas.apart", str(folder)], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr.strip() or "nothing").splitlines()[-1]
+        raise RequirementError(f"the process that measures ended with {done.returncode} and said: {said}")
+    return {digest: float(ms) for digest, ms in json.loads(lines[-1]).items()}
+
+
+def _main(folder: Path) -> None:
+    """What the new process does: open, measure, print."""
+    task = cast(dict[str, Any], json.loads((folder / "task.json").read_text(encoding="utf-8")))
+    target = unplain(Target, task["target"], "task: target")
+    networks = [unplain(Architecture, each, "task: network") for each in task["networks"]]
+
+    def prepare(architecture: Architecture, wanted: Target) -> Timed:
+        return open_session((folder / f"{architecture.digest}.engine").read_bytes(), wanted)
+
+    found = measure_all(networks, target, prepare=prepare, sentinel_ref_ms=task["reference_ms"], seed=task["seed"])
+    sys.stdout.write(json.dumps({a.digest: m.median_ms for a, m in zip(networks, found, strict=True)}) + "\n")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
