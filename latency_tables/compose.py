@@ -15,6 +15,8 @@ from segnas.latency import ENTRIES_FROM, LatencyTable, Prepare
 from segnas.latency_tables.measure import ROUNDS, TOGETHER, Measured, measure_all
 
 SENTINEL_KEY = "sentinel_ms"
+ONE_PROCESS_SD = 0.015
+"""Of all networks that one process measures, beside the mean of many processes: 0.5 to 4 % was seen (docs/measuring.md); our choice."""
 
 
 class Residual(NamedTuple):
@@ -75,7 +77,7 @@ def calibrate(
             if keep:
                 keep(architecture.digest, label.median_ms)
     level = "entries" if len(distinct) >= ENTRIES_FROM else "scale"
-    return table.calibrated([table.probe(architecture, found[digest]) for digest, architecture in distinct.items()], level)
+    return table.calibrated([table.probe(architecture, found[digest]) for digest, architecture in distinct.items()], level, process_sd=ONE_PROCESS_SD)
 
 
 def most_telling(table: LatencyTable, architectures: Sequence[Architecture]) -> Architecture:

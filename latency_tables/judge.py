@@ -134,9 +134,20 @@ def rows(
     for count, level in CALIBRATIONS:
         if count > len(probes):
             continue
-        fitted = table.calibrated(probes[:count], level) if count else bare(table)
+        fitted = table.calibrated(probes[:count], level, process_sd=process_sd(calibration)) if count else bare(table)
         found += [Row(name, count, level, figures(fitted, architectures, labels)) for name, labels in sets.items()]
     return tuple(found)
+
+
+def process_sd(labels: Sequence[Label]) -> float:
+    """Relative standard deviation of the factor between two means over so many processes as these labels have: all networks of a process lie together
+    beside the truth, so more networks do not take it away.
+    """
+    processes = len(labels[0].sessions_ms)
+    if processes < 2:
+        return 0.0
+    factors = [fmean(label.sessions_ms[process] / fmean(label.sessions_ms) for label in labels) for process in range(processes)]
+    return math.sqrt(2 / processes) * stdev(factors)
 
 
 def bare(table: LatencyTable) -> LatencyTable:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +191,7 @@ class _Run:
         total: Tensor = leaf
         for held, price in zip(self.terms, leaves, strict=False):
             total = held(total, price)
-        partials: Sequence[Tensor | None] = torch.autograd.grad(total, [leaf, *leaves], allow_unused=True)
+        partials = cast(Sequence[Tensor | None], torch.autograd.grad(total, [leaf, *leaves], allow_unused=True))
         of_loss, *of_prices = [0.0 if partial is None else float(partial) for partial in partials]
         of_loss = 1 + self.settings.price_every * (of_loss - 1) if expected else of_loss
         parameters = list(self.decisions.values())
@@ -200,7 +200,7 @@ class _Run:
             (of_loss * loss).backward(retain_graph=True)
             from_loss = [parameter.grad for parameter in parameters]
         else:
-            found: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
             from_loss = [None if gradient is None else of_loss * gradient for gradient in found]
         beside = [self.settings.price_every * share * price for share, price in zip(of_prices, expected, strict=True) if share]
         beside += self._regularised(logits)

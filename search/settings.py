@@ -1,7 +1,7 @@
 """Settings of a search, and the methods of the papers as presets of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from segnas.errors import UsageError
@@ -138,12 +138,30 @@ METHODS: dict[str, Method] = {
         },
     ),
     "dcnas": Method(
-        "drawn links, partial channels, three regularisers, no latency term (DCNAS; numbers are our choice)",
-        {"sampler": "paths", "paths": 4, "parts": 4, "regularise": (0.01, 0.01, 0.1), "term": "none", "decision_rate": 3e-3, "weight_decay": 5e-4},
+        "drawn links, partial channels, three regularisers (DCNAS; numbers are our choice, and so is a latency term: the paper has none)",
+        {
+            "sampler": "paths",
+            "paths": 4,
+            "parts": 4,
+            "regularise": (0.01, 0.01, 0.1),
+            "price_every": 8,
+            "decision_rate": 3e-3,
+            "weight_decay": 5e-4,
+        },
     ),
     "hard": Method("one network that obeys the rules at each step, straight-through weights, priced exactly (ours)", {"sampler": "hard"}),
 }
 """Every gradient-based method by name; any setting of a recipe goes before the method's."""
+
+
+def by_method(settings: SearchSettings, name: str) -> SearchSettings:
+    """The settings with those in which that method differs from the defaults. UsageError for an unknown one."""
+    return replace(settings, **with_method({"method": name}))
+
+
+def shortened(settings: SearchSettings, steps: int) -> SearchSettings:
+    """The settings for so many steps, with the same share of them as warm-up."""
+    return replace(settings, steps=steps, warmup=settings.warmup * steps // settings.steps)
 
 
 def with_method(given: Mapping[str, Any]) -> dict[str, Any]:

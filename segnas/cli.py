@@ -28,6 +28,7 @@ def segnas() -> None:
 @segnas.command()
 @click.option("--recipe", default="quickstart", show_default=True, help="Name of a recipe (see `segnas recipes`) or path of a .toml file.")
 @click.option("--space", help="Search space, in place of the recipe's.")
+@click.option("--method", help="How to search, in place of the recipe's (see `segnas methods`).")
 @click.option("--data", "name", help="Dataset, in place of the recipe's: cityscapes or camvid.")
 @click.option("--data-root", type=FILE, help="Folder of the dataset.")
 @click.option("--target", "runtime", help="Runtime to deploy on, in place of the recipe's.")
@@ -43,6 +44,7 @@ def segnas() -> None:
 def run(
     recipe: str,
     space: str | None,
+    method: str | None,
     name: str | None,
     data_root: Path | None,
     runtime: str | None,
@@ -69,6 +71,7 @@ def run(
     from segnas.run import Run, SilentScreen
     from segnas.run import run as run_all
     from segnas.screen import RichScreen
+    from segnas.search.settings import by_method
 
     wanted = read_recipe(recipe)
     data = wanted.data
@@ -77,6 +80,8 @@ def run(
     budget = f"{budget_ms:g}ms" if budget_ms is not None else f"{fps:g}fps" if fps is not None else wanted.budget
     wanted = replace(wanted, data=data, budget=budget, space=space or wanted.space, seed=wanted.seed if seed is None else seed)
     wanted = replace(wanted, target=replace(wanted.target, runtime=runtime or wanted.target.runtime))
+    if method is not None:
+        wanted = replace(wanted, search=by_method(wanted.search, method))
     if not data.root and not data.streets.train:
         raise UsageError(f"recipe {wanted.name} needs images: give their folder with --data-root")
     folder = out or Path("runs") / wanted.name
@@ -111,6 +116,17 @@ def recipes(as_json: bool) -> None:
         as_json,
         [f"{n:<14} {r.space:<10} {r.data.name:<11} {r.target.height}x{r.target.width}  budget {r.budget}" for n, r in rows],
     )
+
+
+@segnas.command()
+@JSON
+def methods(as_json: bool) -> None:
+    """List the ways of searching, and in which settings each differs from the defaults."""
+    from segnas.search.settings import METHODS
+
+    found = {name: {"summary": method.summary, "settings": dict(method.settings)} for name, method in METHODS.items()}
+    lines = [line for name, m in METHODS.items() for line in (f"{name:<6} {m.summary}", *(f"       {k} = {v!r}" for k, v in m.settings.items()))]
+    emit(found, as_json, lines)
 
 
 @segnas.command()
@@ -184,12 +200,26 @@ def profile(
 @click.option("--split", default="train", show_default=True, help="Split that is learned from.")
 @click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35.")
 @click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [search] section is the schedule.")
+@click.option("--method", help="How to search, in place of the recipe's: cas, darts, gas, dcnas or hard (see `segnas methods`).")
+@click.option("--steps", type=click.IntRange(2), help="Steps of the search, in place of the recipe's; the warm-up shrinks with them.")
 @click.option("--out", type=FILE, required=True, help="Folder of the run; an interrupted search continues from its checkpoint.")
 @DEVICE
 @SEED
 @JSON
 def search(
-    space: str, table: Path, name: str, data_root: Path, split: str, budget: str, recipe: str, out: Path, device: str, seed: int, as_json: bool
+    space: str,
+    table: Path,
+    name: str,
+    data_root: Path,
+    split: str,
+    budget: str,
+    recipe: str,
+    method: str | None,
+    steps: int | None,
+    out: Path,
+    device: str,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Search SPACE under a latency budget.
 
@@ -201,10 +231,13 @@ def search(
     from segnas.recipe import read_recipe
     from segnas.screen import RichScreen
     from segnas.search.budget import budget_ms
+    from segnas.search.settings import by_method, shortened
     from segnas.search.spaces import space as named_space
     from segnas.steps import search_space
 
     dataset, prices, settings = open_dataset(name, data_root, split), load_table(table), read_recipe(recipe).search
+    settings = settings if method is None else by_method(settings, method)
+    settings = settings if steps is None else shortened(settings, steps)
     wanted = named_space(space, len(dataset.labels.classes))
     value = budget_ms(budget, wanted, prices, seed)
     require_entries(wanted, prices)

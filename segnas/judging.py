@@ -19,7 +19,7 @@ from segnas.export.manifest import versions
 from segnas.files import write_text
 from segnas.latency import LatencyTable
 from segnas.latency_tables.compose import reference_ms
-from segnas.latency_tables.judge import Judgement, Label, bare, label_of, noise, rows, spread
+from segnas.latency_tables.judge import Judgement, Label, bare, label_of, noise, process_sd, rows, spread
 from segnas.latency_tables.measure import Measured, measure_all
 from segnas.measuring import Progress, prepare_probe, require_entries
 from segnas.search.draws import corners, stratified, uniform
@@ -115,7 +115,9 @@ def judge_table(
         "stratified": log.labels("held", drawn.stratified),
         "corners": log.labels("held", tuple(dict.fromkeys(drawn.corners.values()))),
     }
-    fitted = table.calibrated([table.probe(architectures[label.digest], label.ms) for label in calibration], "entries")
+    fitted = table.calibrated(
+        [table.probe(architectures[label.digest], label.ms) for label in calibration], "entries", process_sd=process_sd(calibration)
+    )
     by_digest = {label.digest: label for label in sets["corners"]}
     errors = {name: 100 * (fitted.estimate(a).total_ms / by_digest[a.digest].ms - 1) for name, a in drawn.corners.items()}
     judgement = Judgement(

@@ -76,7 +76,8 @@ class Calibration:
     """From the sum of entries to whole networks, fitted on `probes`.
 
     A price is `scale` times the entry's, times 1 plus the `corrections` of its kind and of its operation's digest. `relative_sd` is the standard
-    deviation of what is left, `prior_sd` that of the corrections before anything was measured.
+    deviation of what is left, `prior_sd` that of the corrections before anything was measured. `process_sd` is that of the factor by which all
+    networks that were fitted on lie together beside what another process would say.
     """
 
     scale: float = 1.0
@@ -85,6 +86,7 @@ class Calibration:
     level: str = "sum"
     corrections: tuple[tuple[str, float], ...] = ()
     prior_sd: float = 0.0
+    process_sd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +163,12 @@ class LatencyTable:
         parts = tuple((o, self.price_ms(o)) for o in operations)
         total = self.constant_ms + math.fsum(ms for _, ms in parts)
         quantile = quantile_95(len(self.calibration.probes) - 1) if self.calibration.probes else NORMAL_95
-        margin = quantile * math.hypot(self.calibration.relative_sd, self._model_sd(operations))
+        margin = quantile * math.hypot(self.calibration.relative_sd, self._model_sd(operations), self.calibration.process_sd)
         return Estimate(total, total / (1 + margin), total * (1 + margin), parts)
 
     def prediction_sd(self, architecture: Architecture) -> float:
-        """Relative standard deviation of that network's estimate: what is left after the fit, and what the fit does not know."""
-        return math.hypot(self.calibration.relative_sd, self.model_sd(architecture))
+        """Relative standard deviation of that network's estimate: what is left after the fit, what the fit does not know, and where it was made."""
+        return math.hypot(self.calibration.relative_sd, self.model_sd(architecture), self.calibration.process_sd)
 
     def model_sd(self, architecture: Architecture) -> float:
         """Relative standard deviation of the estimate by what measuring more networks would tell; 0 for a table that no network has calibrated."""
@@ -195,13 +197,14 @@ class LatencyTable:
         counts = _counts(priced_operations(architecture, self.target))
         return Probe(architecture.digest, self.raw_sum_ms(architecture), measured_ms, tuple(sorted(counts.items())))
 
-    def calibrated(self, probes: Iterable[Probe], level: str = "scale") -> "LatencyTable":
+    def calibrated(self, probes: Iterable[Probe], level: str = "scale", *, process_sd: float | None = None) -> "LatencyTable":
         """The same table fitted on these whole networks, at one of `LEVELS`; a network that comes twice counts with its last measurement.
 
         The scale is the median ratio of measured to summed. InputError for another level, or for probes without counts where the level needs them.
         """
         if level not in LEVELS:
             raise InputError(f"calibration level {level!r} was given; allowed: {', '.join(LEVELS)}")
+        process_sd = self.calibration.process_sd if process_sd is None else process_sd
         kept = tuple({probe.digest: probe for probe in probes}.values())
         if not kept:
             return self
@@ -209,11 +212,12 @@ class LatencyTable:
         scale = 1.0 if level == "sum" else percentile(ratios, 50)
         if level in ("sum", "scale") or len(kept) < 3:
             residual = math.sqrt(math.fsum((r / scale - 1) ** 2 for r in ratios) / max(1, len(ratios) - 1)) if len(ratios) > 2 else 0.05
-            return replace(self, calibration=Calibration(scale, max(residual, 0.005), kept, "sum" if level == "sum" else "scale"))
+            made = Calibration(scale, max(residual, 0.005), kept, "sum" if level == "sum" else "scale", process_sd=process_sd)
+            return replace(self, calibration=made)
         bare = replace(self, calibration=Calibration(scale, probes=kept, level=level))
         found = fitted(bare._shares([dict(probe.counts) for probe in kept]), np.array(ratios) / scale - 1, bare._groups)
         corrections = tuple(zip(bare._coefficients, map(float, found.mean), strict=True))
-        return replace(self, calibration=Calibration(scale, found.noise_sd, kept, level, corrections, found.prior_sd))
+        return replace(self, calibration=Calibration(scale, found.noise_sd, kept, level, corrections, found.prior_sd, process_sd))
 
     @cached_property
     def _coefficients(self) -> tuple[str, ...]:

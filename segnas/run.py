@@ -28,6 +28,7 @@ from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.runtime.session import open_session
 from segnas.search.budget import Measurement, budget_ms, read_budget
 from segnas.search.pretrained import require_known
+from segnas.search.settings import METHODS
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.steps import (
@@ -328,7 +329,7 @@ def _report(work: Run) -> Report:
         name=work.recipe.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         space=work.recipe.space,
-        method=f"alternating bilevel, first order, {work.recipe.search.sampler}",
+        method=f"{work.recipe.search.method}: {METHODS[work.recipe.search.method].summary}",
         architecture=architecture,
         architecture_digest=architecture.digest,
         engine=engine,
