@@ -63,6 +63,14 @@ def budget_ms(text: str, space: Space, table: LatencyTable, seed: int) -> float:
     return percentile([table.estimate(network).total_ms for network in networks(space, DRAWS, rng)], value)
 
 
+def budget_texts(text: str) -> tuple[str, ...]:
+    """The budgets that a text with commas names, each once. UsageError where one of them says nothing."""
+    texts = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for part in texts:
+        read_budget(part)
+    return texts
+
+
 def read_budget(text: str) -> tuple[float, bool]:
     """What a budget's text says, without a table: (ms, False), or (percentile, True). UsageError for anything else."""
     asked = text.strip().lower()

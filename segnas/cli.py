@@ -32,8 +32,8 @@ def segnas() -> None:
 @click.option("--data", "name", help="Dataset, in place of the recipe's: cityscapes or camvid.")
 @click.option("--data-root", type=FILE, help="Folder of the dataset.")
 @click.option("--target", "runtime", help="Runtime to deploy on, in place of the recipe's.")
-@click.option("--budget-ms", type=float, metavar="MS", help="Latency budget in milliseconds.")
-@click.option("--fps", type=float, help="Frame rate to reach, instead of --budget-ms.")
+@click.option("--budget-ms", metavar="MS", help="Latency budget in milliseconds; several with commas share one search: 10,15,25.")
+@click.option("--fps", metavar="FPS", help="Frame rate to reach, instead of --budget-ms; several with commas.")
 @click.option("--out", type=FILE, help="Folder of the run.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Continue the run that lies in the folder.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed, in place of the recipe's.")
@@ -48,8 +48,8 @@ def run(
     name: str | None,
     data_root: Path | None,
     runtime: str | None,
-    budget_ms: float | None,
-    fps: float | None,
+    budget_ms: str | None,
+    fps: str | None,
     out: Path | None,
     resume: bool,
     seed: int | None,
@@ -68,8 +68,7 @@ def run(
 
     from segnas.page import text_summary
     from segnas.recipe import read_recipe
-    from segnas.run import Run, SilentScreen
-    from segnas.run import run as run_all
+    from segnas.run import Run, SilentScreen, run_several
     from segnas.screen import RichScreen
     from segnas.search.settings import by_method
 
@@ -77,7 +76,7 @@ def run(
     data = wanted.data
     if (name is not None and name != data.name) or data_root is not None:
         data = replace(data, name=name or data.name, root=str(data_root or ""), streets=replace(data.streets, train=0, val=0))
-    budget = f"{budget_ms:g}ms" if budget_ms is not None else f"{fps:g}fps" if fps is not None else wanted.budget
+    budget = _with_unit(budget_ms, "ms") or _with_unit(fps, "fps") or wanted.budget
     wanted = replace(wanted, data=data, budget=budget, space=space or wanted.space, seed=wanted.seed if seed is None else seed)
     wanted = replace(wanted, target=replace(wanted.target, runtime=runtime or wanted.target.runtime))
     if method is not None:
@@ -86,8 +85,19 @@ def run(
         raise UsageError(f"recipe {wanted.name} needs images: give their folder with --data-root")
     folder = out or Path("runs") / wanted.name
     screen = SilentScreen() if as_json else RichScreen()
-    report = run_all(Run(wanted, folder, screen, table_file=table, pretrained=pretrained, device=device), resume=resume)
-    click.echo((folder / "report.json").read_text() if as_json else f"{text_summary(report)}\n\nreport: {folder / 'report.html'}")
+    reports = run_several(Run(wanted, folder, screen, table_file=table, pretrained=pretrained, device=device), resume=resume)
+    folders = [folder] if len(reports) == 1 else [folder / report.budget.asked for report in reports]
+    if as_json:
+        found = [json.loads((each / "report.json").read_text(encoding="utf-8")) for each in folders]
+        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=1))
+        return
+    for report, each in zip(reports, folders, strict=True):
+        click.echo(f"{text_summary(report)}\n\nreport: {each / 'report.html'}")
+
+
+def _with_unit(numbers: str | None, unit: str) -> str | None:
+    """`10,15` as `10ms,15ms`."""
+    return None if numbers is None else ",".join(f"{part.strip()}{unit}" for part in numbers.split(","))
 
 
 @segnas.command()
@@ -254,7 +264,7 @@ def search(
 @click.option("--space", required=True, help="The space that was searched.")
 @CLASSES
 @click.option("--table", type=FILE, required=True, help="The space's latency table on this machine.")
-@click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35.")
+@click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35; of several with commas each has a folder in RUN.")
 @SEED
 @JSON
 def derive(run: Path, space: str, classes: int, table: Path, budget: str, seed: int, as_json: bool) -> None:
@@ -265,17 +275,20 @@ def derive(run: Path, space: str, classes: int, table: Path, budget: str, seed: 
     from segnas.latency_tables.store import load_table
     from segnas.measuring import SERVICES, require_this_machine
     from segnas.screen import RichScreen
-    from segnas.search.budget import budget_ms
+    from segnas.search.budget import budget_ms, budget_texts
     from segnas.search.spaces import space as named_space
     from segnas.steps import derive_network
 
     wanted, prices = named_space(space, classes), load_table(table)
     require_this_machine(prices)
-    value, out = budget_ms(budget, wanted, prices, seed), run / "arch.json"
-    with RichScreen().step("deriving the network and measuring it") as progress:
-        met = derive_network(wanted, run / "search.json", prices, value, out=out, seed=seed, services=SERVICES, progress=progress)
-    found = {"architecture": met.derived.architecture.digest, "measured_ms": met.measured_ms, "budget_ms": value}
-    emit(found, as_json, [f"{out}: {found['architecture']}, measured {met.measured_ms:.3f} ms of {value:.3f} ms"])
+    texts, found, lines = budget_texts(budget), list[dict[str, Any]](), list[str]()
+    for text in texts:
+        value, out = budget_ms(text, wanted, prices, seed), run / (text if len(texts) > 1 else ".") / "arch.json"
+        with RichScreen().step(f"deriving the network for {text} and measuring it") as progress:
+            met = derive_network(wanted, run / "search.json", prices, value, out=out, seed=seed, services=SERVICES, progress=progress)
+        found.append({"architecture": met.derived.architecture.digest, "measured_ms": met.measured_ms, "budget_ms": value})
+        lines.append(f"{out}: {found[-1]['architecture']}, measured {met.measured_ms:.3f} ms of {value:.3f} ms")
+    emit(found[0] if len(found) == 1 else found, as_json, lines)
 
 
 @segnas.command()

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, Protocol
 
 from segnas.arch import Architecture
@@ -26,7 +27,7 @@ from segnas.recipe import Recipe, flattened
 from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.runtime.session import open_session
-from segnas.search.budget import Measurement, budget_ms, read_budget
+from segnas.search.budget import Measurement, budget_ms, budget_texts, read_budget
 from segnas.search.pretrained import require_known
 from segnas.search.settings import METHODS
 from segnas.search.space import Space
@@ -94,11 +95,13 @@ class Run:
     table_file: Path | None = None
     pretrained: Path | None = None
     device: str = "cpu"
+    streets_folder: Path | None = None
+    """Where the synthetic streets lie, if not in the run's own folder."""
 
     def dataset(self, split: str) -> Dataset:
         """A split of the recipe's dataset."""
         data = self.recipe.data
-        root = Path(data.root) if data.root else self.folder / "streets"
+        root = Path(data.root) if data.root else self.streets_folder or self.folder / "streets"
         return open_dataset(data.name, root, split)
 
     def target(self) -> Target:
@@ -130,6 +133,31 @@ def run(work: Run, *, resume: bool = False) -> Report:
     return _report(work)
 
 
+def run_several(work: Run, *, resume: bool = False) -> tuple[Report, ...]:
+    """One profile and one search for several budgets, written with commas; each is then derived, trained and measured in a folder of its own.
+
+    The search is steered by the geometric mean of the budgets. UsageError as for `run`.
+    """
+    texts = budget_texts(work.recipe.budget)
+    if len(texts) == 1:
+        return (run(work, resume=resume),)
+    _claim(work, resume)
+    for step in (_streets, _profile, _budget, _search):
+        _timed(work, step)
+    reports: list[Report] = []
+    for text in texts:
+        folder = work.folder / text
+        part = replace(work, recipe=replace(work.recipe, budget=text), folder=folder, streets_folder=work.streets_folder or work.folder / "streets")
+        _claim(part, (folder / "recipe.json").is_file())
+        for name in ("table.json", "search.json"):
+            if not (folder / name).is_file():
+                write_text(folder / name, (work.folder / name).read_text(encoding="utf-8"))
+        for step in (_budget, _derive, _train, _export, _bench):
+            _timed(part, step)
+        reports.append(_report(part))
+    return tuple(reports)
+
+
 def _claim(work: Run, resume: bool) -> None:
     """Refuse bad input before anything is spent, then write down whose folder this is."""
     path = work.folder / "recipe.json"
@@ -156,12 +184,13 @@ def _check(work: Run) -> None:
     """Everything about the input that can be told before the first step."""
     data, streets = work.recipe.data, work.recipe.data.streets
     work.space().all_operations(work.target())
-    read_budget(work.recipe.budget)
+    for text in budget_texts(work.recipe.budget):
+        read_budget(text)
     require_device(work.device)
     if not streets.train:
         for split in (data.train_split, data.eval_split):
             work.dataset(split)
-    elif data.name != "cityscapes" or data.root:
+    elif work.streets_folder is None and (data.name != "cityscapes" or data.root):
         raise UsageError(
             f"recipe {work.recipe.name} draws streets, which lie in its folder and in the layout of cityscapes; it also gives data.name "
             f"{data.name!r} and data.root {data.root!r}: remove [data.streets] or those"
@@ -246,7 +275,8 @@ def _table(work: Run) -> LatencyTable:
 def _budget(work: Run) -> None:
     path, table = work.folder / "budget.json", _table(work)
     if not path.is_file():
-        value = budget_ms(work.recipe.budget, work.space(), table, work.recipe.seed)
+        values = [budget_ms(text, work.space(), table, work.recipe.seed) for text in budget_texts(work.recipe.budget)]
+        value = geometric_mean(values)
         write_text(path, json.dumps({"asked": work.recipe.budget, "budget_ms": value}, indent=1) + "\n")
     work.screen.say(f"budget {work.recipe.budget}: {read_json(path)['budget_ms']:.3f} ms on {table.target}")
 
