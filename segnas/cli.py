@@ -13,6 +13,7 @@ from segnas import __version__
 from segnas.cli_data import data
 from segnas.cli_new_tables import tables
 from segnas.cli_options import CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
+from segnas.cli_sampling import sample
 from segnas.errors import UsageError
 
 
@@ -418,3 +419,4 @@ def show(file: Path, as_json: bool) -> None:
 
 segnas.add_command(tables)
 segnas.add_command(data)
+segnas.add_command(sample)

@@ -155,7 +155,7 @@ def recipe_file(tmp_path: Path, old: str, new: str) -> Path:
     [
         ({"recipe": "quikstart"}, USAGE, "recipe 'quikstart' was given; known recipes: camvid-cpu, "),
         ({"recipe": "none.toml"}, INPUT, "recipe none.toml cannot be read"),
-        ({"space": "cas-slow"}, USAGE, "no search space is called 'cas-slow'; known spaces: cas, cas-fast, cas-tiny"),
+        ({"space": "cas-slow"}, USAGE, "no search space is called 'cas-slow'; known spaces: cas, cas-fast, cas-tiny, dcnas"),
         ({"target": "tensorflow"}, USAGE, "target runtime 'tensorflow' was given; this version deploys on: onnxruntime"),
         ({"data": "ade20k"}, INPUT, "unknown data set 'ade20k'; allowed are cityscapes, camvid"),
         ({"data_root": None}, USAGE, "recipe short needs images: give their folder with --data-root"),

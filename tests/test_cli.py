@@ -30,7 +30,7 @@ from segnas.streets import write_streets
 from segnas.timing import Measured
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "rich", "matplotlib")
+HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "rich", "matplotlib", "optuna")
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

@@ -1,0 +1,93 @@
+"""`segnas sample`: the sampling-based baselines, alone or on several machines."""
+
+from pathlib import Path
+
+import click
+
+from segnas.cli_options import DATASET, DEVICE, FILE, JSON, ROOT, SEED, emit
+
+
+@click.command()
+@click.argument("space")
+@click.option("--strategy", type=click.Choice(["random", "evolution"]), default="evolution", show_default=True, help="How networks are proposed.")
+@click.option("--population", type=click.IntRange(1), default=20, show_default=True, help="Evolution: the newest networks that may be parents.")
+@click.option("--sample", "sample_size", type=click.IntRange(1), default=5, show_default=True, help="Evolution: how many of them compete.")
+@click.option("--table", type=FILE, required=True, help="The space's latency table on the target; each network is priced by it first.")
+@DATASET
+@ROOT
+@click.option("--split", default="train", show_default=True, help="Split that is learned from; one half of it scores.")
+@click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35.")
+@click.option("--trials", type=click.IntRange(1), required=True, help="Networks to score, by all workers together.")
+@click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [train] section is the schedule.")
+@click.option("--steps", type=click.IntRange(1), help="Optimiser steps a network, in place of the recipe's.")
+@click.option("--storage", help="Where the study lies: sqlite:///FILE, journal:FILE, or a database's address.  [default: OUT/study.db]")
+@click.option("--study", help="Name of the study in the storage.  [default: SPACE-STRATEGY]")
+@click.option("--out", type=FILE, required=True, help="Folder for arch.json, sampled.json and trials.jsonl.")
+@DEVICE
+@SEED
+@JSON
+def sample(
+    space: str,
+    strategy: str,
+    population: int,
+    sample_size: int,
+    table: Path,
+    name: str,
+    data_root: Path,
+    split: str,
+    budget: str,
+    trials: int,
+    recipe: str,
+    steps: int | None,
+    storage: str | None,
+    study: str | None,
+    out: Path,
+    device: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Sample networks of SPACE within a budget, train each for a short while, keep the best; start it on as many machines as you like.
+
+    Example: segnas sample cas-fast --table cas-fast.json --data camvid --data-root "$SEGNAS_CAMVID" --budget 8ms --trials 100 --out runs/aged
+    """
+    from dataclasses import replace
+
+    import optuna
+
+    from segnas.data import open_dataset
+    from segnas.files import require_writable
+    from segnas.latency_tables.store import load_table
+    from segnas.recipe import read_recipe
+    from segnas.sampled_search import sample_space
+    from segnas.screen import RichScreen
+    from segnas.search.budget import budget_ms
+    from segnas.search.proposals import Strategy
+    from segnas.search.spaces import space as named_space
+    from segnas.search.study import open_storage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    dataset, prices, settings = open_dataset(name, data_root, split), load_table(table), read_recipe(recipe).train
+    settings = settings if steps is None else replace(settings, steps=steps)
+    wanted, how = named_space(space, len(dataset.labels.classes)), Strategy(strategy, population, sample_size)
+    value = budget_ms(budget, wanted, prices, seed)
+    require_writable(out / "study.db")
+    with open_storage(storage or f"sqlite:///{out / 'study.db'}") as trials_kept, RichScreen().step(f"sampling {space} by {how}") as progress:
+        found = sample_space(
+            wanted,
+            prices,
+            dataset,
+            how,
+            settings,
+            budget=value,
+            trials=trials,
+            storage=trials_kept,
+            name=study or f"{space}-{strategy}",
+            out=out,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+    digest, estimate = found.derived.architecture.digest, found.estimate
+    values = {"architecture": digest, "score": found.score, "predicted_ms": estimate.total_ms, "budget_ms": value, "trials": found.counts}
+    line = f"{out / 'arch.json'}: {digest}, score {found.score:.4f}, predicted {estimate.total_ms:.3f} ms of {value:.3f} ms; "
+    emit(values, as_json, [line + ", ".join(f"{number} trials {state}" for state, number in found.counts.items())])

@@ -1,0 +1,60 @@
+"""The verb of `segnas sample`: from space, table and images to the best of a study's trials, as files in one folder."""
+
+import json
+from pathlib import Path
+
+from optuna.storages import BaseStorage
+
+from segnas.data import Dataset
+from segnas.files import plain, require_writable, write_noun, write_text
+from segnas.latency import LatencyTable
+from segnas.measuring import Progress, require_entries
+from segnas.search.proposals import Strategy
+from segnas.search.sampled import Sampled, sample, study_identity
+from segnas.search.scoring import trained_score
+from segnas.search.space import Space
+from segnas.search.train import TrainSettings
+from segnas.steps import require_device
+
+
+def sample_space(
+    space: Space,
+    table: LatencyTable,
+    dataset: Dataset,
+    strategy: Strategy,
+    settings: TrainSettings,
+    *,
+    budget: float,
+    trials: int,
+    storage: BaseStorage,
+    name: str,
+    out: Path,
+    device: str,
+    seed: int,
+    progress: Progress,
+) -> Sampled:
+    """Work on a study until so many trials are done, each scored by training, and write `arch.json`, `sampled.json` and `trials.jsonl` into `out`.
+
+    `budget` is in ms, by the table; the network that is found was not measured. Several workers may write into one folder: they write the same.
+    """
+    require_device(device)
+    require_entries(space, table)
+    for file in ("arch.json", "sampled.json", "trials.jsonl"):
+        require_writable(out / file)
+    target, folder = table.target, out / "training"
+    scoring = trained_score(space, dataset, settings, height=target.height, width=target.width, seed=seed, folder=folder, device=device)
+    found = sample(space, table, strategy, scoring, budget_ms=budget, trials=trials, storage=storage, name=name, seed=seed, progress=progress)
+    write_sampled(found, study_identity(space, table, strategy, budget, seed, scoring.schedule), name, out)
+    return found
+
+
+def write_sampled(found: Sampled, identity: dict[str, object], name: str, out: Path) -> None:
+    """All trials, what was asked and what was found, and the network; `arch.json` last: its presence says that the others are there."""
+    estimate = found.estimate
+    best = {"score": found.score, "genotype": found.genotype, "architecture": found.derived.architecture.digest}
+    best["predicted_ms"], best["low_ms"], best["high_ms"] = estimate.total_ms, estimate.low_ms, estimate.high_ms
+    lines = (json.dumps(plain(trial), allow_nan=False) for trial in found.trials)
+    write_text(out / "trials.jsonl", "".join(line + "\n" for line in lines))
+    content = {"study": name, "asked": identity, "trials": found.counts, "best": best}
+    write_text(out / "sampled.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_noun(out / "arch.json", found.derived.architecture)
