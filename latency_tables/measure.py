@@ -65,4 +65,5 @@ def _measured(turns: Sequence[Visit], reference: float) -> Measured:
     ratios = [turns[i].ratio for i in steady_rounds([turns])]
     centre = interquartile_mean(ratios)
     deviation = 1.2533 * math.fsum(abs(ratio / centre - 1) for ratio in ratios) / len(ratios)  # of a normal distribution: its standard deviation
-    return Measured(centre * reference, LOSS * deviation / math.sqrt(max(1, len(ratios) - 1)))
+    raw = interquartile_mean([interquartile_mean(turn.samples_ms) for turn in turns])
+    return Measured(centre * reference, LOSS * deviation / math.sqrt(max(1, len(ratios) - 1)), raw)

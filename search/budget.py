@@ -116,7 +116,8 @@ def meet_budget(
             break
         derived = space.decode(found)
         tried.append(_Tried(found, derived, aim.milliseconds(found), measure(derived.architecture)))
-        record = Measurement(derived.architecture.digest, table.estimate(derived.architecture).total_ms, *tried[-1].measured)
+        measured = tried[-1].measured
+        record = Measurement(derived.architecture.digest, table.estimate(derived.architecture).total_ms, measured.median_ms, measured.relative_sd)
         level = table.calibration.level if table.calibration.level != "sum" else "scale"
         table = table.calibrated((*table.calibration.probes, table.probe(derived.architecture, record.measured_ms)), level)
         tried[-1].record = record

@@ -30,21 +30,25 @@ Engines = Mapping[str, bytes]
 """Exported networks by the digest of their architecture, the sentinel's among them."""
 
 
-def sure_of(read: Callable[[int], float], *, least: int = LEAST, most: int = MOST, sure: float = SURE) -> Measured:
+def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = MOST, sure: float = SURE) -> Measured:
     """Mean of readings, taken until it is sure enough or `most` are there; from four on the mean of those between the quartiles."""
-    readings: list[float] = []
+    taken: list[Measured] = []
     while True:
-        readings.append(read(len(readings)))
-        if len(readings) < least:
+        taken.append(read(len(taken)))
+        if len(taken) < least:
             continue
-        centre = interquartile_mean(readings) if len(readings) >= 4 else fmean(readings)
+        readings, raw = [each.median_ms for each in taken], [each.raw_ms for each in taken]
+        mean = interquartile_mean if len(readings) >= 4 else fmean
+        centre = mean(readings)
         relative = stdev(readings) / centre / math.sqrt(len(readings)) if len(readings) > 1 else 0.0
         if relative <= sure or len(readings) >= most:
-            return Measured(centre, relative)
+            return Measured(centre, relative, mean(raw))
 
 
-def measured_apart(networks: Mapping[str, Architecture], engines: Engines, target: Target, reference_ms: float | None, seed: int) -> dict[str, float]:
-    """Sentinel-normalised latency in ms of each network, by digest, in one new process. RequirementError, with what it said, where that fails."""
+def measured_apart(
+    networks: Mapping[str, Architecture], engines: Engines, target: Target, reference_ms: float | None, seed: int
+) -> dict[str, Measured]:
+    """Sentinel-normalised latency of each network, by digest, in one new process. RequirementError, with what it said, where that fails."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         for digest, content in engines.items():
@@ -56,7 +60,7 @@ def measured_apart(networks: Mapping[str, Architecture], engines: Engines, targe
     if done.returncode or not lines:
         said = (done.stderr.strip() or "nothing").splitlines()[-1]
         raise RequirementError(f"the process that measures ended with {done.returncode} and said: {said}")
-    return {digest: float(ms) for digest, ms in json.loads(lines[-1]).items()}
+    return {digest: Measured(*values) for digest, values in json.loads(lines[-1]).items()}
 
 
 def _main(folder: Path) -> None:
@@ -69,7 +73,7 @@ def _main(folder: Path) -> None:
         return open_session((folder / f"{architecture.digest}.engine").read_bytes(), wanted)
 
     found = measure_all(networks, target, prepare=prepare, sentinel_ref_ms=task["reference_ms"], seed=task["seed"])
-    sys.stdout.write(json.dumps({a.digest: m.median_ms for a, m in zip(networks, found, strict=True)}) + "\n")
+    sys.stdout.write(json.dumps({a.digest: m for a, m in zip(networks, found, strict=True)}) + "\n")
 
 
 if __name__ == "__main__":

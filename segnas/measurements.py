@@ -39,7 +39,8 @@ class MeasurementJournal:
         """The network's latency, from the journal where it is there, else `by` that."""
         digest = architecture.digest
         if digest not in self.found:
-            self.add(digest, *by(architecture))
+            measured = by(architecture)
+            self.add(digest, measured.median_ms, measured.relative_sd)
         return self.found[digest]
 
     def add(self, digest: str, ms: float, relative_sd: float = 0.0) -> None:

@@ -90,7 +90,7 @@ def _measured(architecture: Architecture, table: LatencyTable, engine: bytes | N
     """Readings in new processes on a CPU, in this one on a GPU, whose memory is laid out anew with each engine."""
     target, reference = table.target, reference_ms(table)
     if target.runtime != "onnxruntime":
-        return sure_of(lambda seed: measure(architecture, target, prepare=prepare_probe, sentinel_ref_ms=reference).median_ms)
+        return sure_of(lambda seed: measure(architecture, target, prepare=prepare_probe, sentinel_ref_ms=reference))
     sentinel = sentinel_architecture()
     engines = {
         architecture.digest: engine or onnx_from_network(initialised(architecture, 0).eval(), target),

@@ -12,10 +12,13 @@ import numpy as np
 
 
 class Measured(NamedTuple):
-    """Latency in ms at the speed at which the sentinel takes its reference time, and the relative standard deviation of that mean."""
+    """Latency in ms at the speed at which the sentinel takes its reference time, the relative standard deviation of that mean, and what the clock
+    itself said, in ms (not a number where that is not known).
+    """
 
     median_ms: float
     relative_sd: float
+    raw_ms: float = math.nan
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

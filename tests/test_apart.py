@@ -1,0 +1,49 @@
+"""Measuring apart: how many readings it takes, what their mean is, and that a new process really measures."""
+
+import math
+from statistics import fmean, stdev
+
+import pytest
+
+from segnas.apart import measured_apart, sure_of
+from segnas.arch import Architecture, Node
+from segnas.errors import RequirementError
+from segnas.export.graph import onnx_from_network
+from segnas.kinds import kind
+from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
+from segnas.network import initialised
+from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.timing import Measured
+
+
+def given(*readings: float):
+    return lambda number: Measured(readings[number], 0.1, 2 * readings[number])
+
+
+def test_readings_that_agree_end_at_the_least_and_others_at_the_most() -> None:
+    alike = sure_of(given(10.0, 10.01, 9.99))
+    assert alike.median_ms == pytest.approx(10.0)
+    assert alike.raw_ms == pytest.approx(20.0)
+    assert alike.relative_sd == pytest.approx(stdev([10.0, 10.01, 9.99]) / 10 / math.sqrt(3))
+    apart = [9.0, 11.0, 10.0, 12.0, 8.0, 10.0, 10.0]
+    wild = sure_of(given(*apart))
+    assert wild.median_ms == pytest.approx(fmean(sorted(apart)[1:-1]))  # between the quartiles of seven
+    assert wild.relative_sd == pytest.approx(stdev(apart) / wild.median_ms / math.sqrt(7))
+    assert sure_of(given(10.0), least=1, most=1).relative_sd == 0.0
+
+
+def test_a_new_process_measures_the_engines_that_it_is_given() -> None:
+    target = cpu_target(64, 128)
+    small, large = (
+        Architecture((Node(kind("image"), (), 3), Node(kind("conv"), (0,), width, 2), Node(kind("conv"), (1,), width))) for width in (8, 64)
+    )
+    networks = {a.digest: a for a in (small, large)}
+    sentinel = sentinel_architecture()
+    logits = cpu_target(64, 128, output_contract="logits")
+    engines = {digest: onnx_from_network(initialised(a, 0).eval(), logits) for digest, a in networks.items()}
+    engines[sentinel.digest] = onnx_from_network(initialised(sentinel, 0).eval(), sentinel_target(target))
+    found = measured_apart(networks, engines, logits, 2.0, 0)
+    assert set(found) == set(networks)
+    assert 0 < found[small.digest].median_ms < found[large.digest].median_ms
+    with pytest.raises(RequirementError, match="the process that measures ended with 1 and said: "):
+        measured_apart(networks, {sentinel.digest: b"nothing"}, logits, 2.0, 0)
