@@ -87,7 +87,8 @@ def main(out: Path, cases: tuple[str, ...], data_root: Path, budgets: str, table
             )
             print(
                 f"{name:<12} {text:<4} budget {budget:7.3f} ms, derived at {rows[-1][3]:7.3f} in {rows[-1][4]} measurements, "
-                f"fresh {found['ms']:7.3f} ms ({100 * (found['ms'] / budget - 1):+.2f} %, sd {100 * found['relative_sd']:.2f} %), raw {found['raw_ms']:.3f} ms",
+                f"fresh {found['ms']:7.3f} ms ({100 * (found['ms'] / budget - 1):+.2f} %, sd {100 * found['relative_sd']:.2f} %), "
+                f"raw {found['raw_ms']:.3f} ms",
                 flush=True,
             )
     if rows:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,10 +32,12 @@ from segnas.search.prices import Priced, prices
 from segnas.search.regularise import Regulariser
 from segnas.search.relaxation import Relaxation
 from segnas.search.sampling import Sample
+from segnas.search.second_order import Forward, VirtualStep, second_order_gradient
 from segnas.search.settings import SearchSettings
 from segnas.search.space import Space
 from segnas.search.supernet import Supernet
 from segnas.search.terms import Term, term
+from segnas.search.trace import Trace, TraceHeader
 
 __all__ = ["SearchSettings", "Searched", "search"]
 
@@ -67,8 +69,9 @@ def search(
     progress: Progress | None = None,
     workers: int = 1,
     tables: Mapping[str, LatencyTable] | None = None,
+    trace: Path | None = None,
 ) -> Searched:
-    """Search the space under the budget; resumes from `checkpoint` where it is there, to the same trajectory.
+    """Search the space under the budget; resumes from `checkpoint` where it is there, to the same trajectory. What happens is kept in `trace`.
 
     `tables` are those that the settings' constraints on time name. UsageError where the settings do not suit the space, VerificationError where a
     value is not finite.
@@ -85,17 +88,22 @@ def search(
         "table": _origin(table),
         "tables": {name: _origin(other) for name, other in sorted((tables or {}).items())},
     }
-    if checkpoint.is_file():
+    begun = checkpoint.is_file()
+    if begun:
         run.restore(checkpoint, identity)
     cache, saved = ImageCache(CACHE_BYTES), time.monotonic()
     first, second = halves(len(dataset), seed)
     single = settings.levels == "single"
     weights_stream = _stream(dataset, tuple(sorted((*first, *second))) if single else first, settings, seed, run.step, workers, cache)
     decision_stream = _stream(dataset, second, settings, seed + 1, max(0, run.step - settings.warmup), workers, cache)
-    with closing(weights_stream), closing(decision_stream):
+    header = TraceHeader(space.name, space.classes, space.decisions, settings.steps, budget_ms, identity)
+    kept = None if trace is None else Trace.resume(trace, header, step=run.step) if begun else Trace.start(trace, header)
+    with closing(weights_stream), closing(decision_stream), kept or nullcontext():
         while run.step < settings.steps:
             alternates = not single and run.step >= settings.warmup
             text = run.advance(next(weights_stream), next(decision_stream) if alternates else None)
+            if kept is not None:
+                kept.append(run.step, run.latest, run.probabilities() if header.is_due(run.step) else None)
             if progress:
                 progress(run.step, settings.steps, text)
             if run.step < settings.steps and time.monotonic() - saved > settings.checkpoint_s:
@@ -134,16 +142,20 @@ class _Run:
             raise UsageError(f"search.phases 2 was given for space {space.name!r}, which has no multi-scale cell; give 1, or search `cas`")
         self.step, self.decoded_ms = 0, math.nan
         self.curves: dict[str, tuple[list[int], list[float]]] = {}
+        self.latest: dict[str, float] = {}
 
     def advance(self, weights_batch: Batch, decision_batch: Batch | None) -> str:
         """One step of the decisions and one of the weights; a line that says how it goes."""
-        self.supernet.turn = self.step
+        self.latest, self.supernet.turn = {}, self.step
         self._begin_last_phase()
+        span = self.settings.learning_rate - self.settings.final_rate
+        for group in self.weight_optimiser.param_groups:
+            group["lr"] = self.settings.final_rate + span * (1 + math.cos(math.pi * self.step / self.settings.steps)) / 2
         if self.settings.levels == "single":
             loss = self._learn(weights_batch, decides=self.step >= self.settings.warmup)
         else:
             if decision_batch is not None:
-                self._decide(decision_batch)
+                self._decide(decision_batch, weights_batch)
             loss = self._learn(weights_batch, decides=False)
         self.step += 1
         decoded = "" if math.isnan(self.decoded_ms) else f", decoded {self.decoded_ms:.2f} ms"
@@ -151,39 +163,62 @@ class _Run:
 
     def _learn(self, batch: Batch, *, decides: bool) -> float:
         """One update of the weights; of the decisions too, from the same backward pass, where `decides` is set."""
-        progress = self.step / self.settings.steps
-        span = self.settings.learning_rate - self.settings.final_rate
-        for group in self.weight_optimiser.param_groups:
-            group["lr"] = self.settings.final_rate + span * (1 + math.cos(math.pi * progress)) / 2
         logits = self.relaxation.logits()
         if not decides:
             logits = {name: values.detach() for name, values in logits.items()}
         sample = self.relaxation.sample(logits, self.step)
         loss = self._loss(batch, sample)
         self.weight_optimiser.zero_grad(set_to_none=True)
+        parameters = list(self.decisions.values())
+        self.decision_optimiser.zero_grad(set_to_none=True)
         if decides:
-            self._objective(loss, logits, sample.weights, into_weights=True)
-            self.decision_optimiser.step()
-            self._account()
+            of_loss, from_prices = self._shares(loss, logits, sample.weights)
+            (of_loss * loss).backward()
+            self._move([parameter.grad for parameter in parameters], from_prices)
         else:
             loss.backward()
         nn.utils.clip_grad_norm_([p for p in self.supernet.parameters() if p.requires_grad], self.settings.clip)
         self.weight_optimiser.step()
         return self._record("loss on weights' half" if self.settings.levels == "bilevel" else "loss", loss)
 
-    def _decide(self, batch: Batch) -> None:
+    def _decide(self, batch: Batch, weights_batch: Batch) -> None:
+        """One update of the decisions; at second order through the step that the weights would take on `weights_batch`."""
         logits = self.relaxation.logits()
-        sample = self.relaxation.sample(logits, self.step)
-        loss = self._loss(batch, sample)
-        self._objective(loss, logits, sample.weights, into_weights=False)
-        self.decision_optimiser.step()
+        if self.settings.order == 2:
+            loss, sample, found = self._looked_ahead(batch, weights_batch)
+        else:
+            sample = self.relaxation.sample(logits, self.step)
+            loss = self._loss(batch, sample)
+            parameters = list(self.decisions.values())
+            found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+        of_loss, from_prices = self._shares(loss, logits, sample.weights)
+        self._move([None if gradient is None else of_loss * gradient for gradient in found], from_prices)
         self._record("loss on decisions' half", loss)
-        self._account()
 
-    def _objective(self, loss: Tensor, logits: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, into_weights: bool) -> None:
-        """Gradients of the whole objective to the decisions; with `into_weights`, of its loss to the supernet's weights from the same pass.
+    def _looked_ahead(self, batch: Batch, weights_batch: Batch) -> tuple[Tensor, Sample, list[Tensor]]:
+        """The loss, its sample and its second-order gradient to the decisions (DARTS)."""
+        seen: list[tuple[Tensor, Sample]] = []
 
-        The loss is walked back once: its share in the objective, and that of each price, are partial derivatives at their values.
+        def val_loss(forward: Forward) -> Tensor:
+            sample = self.relaxation.sample(self.relaxation.logits(), self.step)
+            loss = self._loss(batch, sample, forward)
+            seen.append((loss.detach(), sample))
+            return loss
+
+        found = second_order_gradient(
+            self.supernet,
+            list(self.decisions.values()),
+            train_loss=lambda forward: self._loss(weights_batch, self.relaxation.sample(self.relaxation.logits(), self.step), forward),
+            val_loss=val_loss,
+            step=VirtualStep.of(self.weight_optimiser, self.names),
+            generators=(self.relaxation.random, self.relaxation.draws),
+        )
+        return (*seen[0], found)
+
+    def _shares(self, loss: Tensor, logits: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[float, Sequence[Tensor | None]]:
+        """The share of the loss in the objective, by which its gradients count, and the gradients of all else to the decisions.
+
+        The loss is walked back once, by the caller: its share, and that of each price, are the objective's partial derivatives at their values.
         """
         expected = self._expected(logits, weights)
         leaf = loss.detach().requires_grad_()
@@ -193,25 +228,23 @@ class _Run:
             total = held(total, price)
         partials = cast(Sequence[Tensor | None], torch.autograd.grad(total, [leaf, *leaves], allow_unused=True))
         of_loss, *of_prices = [0.0 if partial is None else float(partial) for partial in partials]
-        of_loss = 1 + self.settings.price_every * (of_loss - 1) if expected else of_loss
+        times = self.settings.price_every
+        beside = [times * share * price for share, price in zip(of_prices, expected, strict=True) if share] + self._regularised(logits)
         parameters = list(self.decisions.values())
-        self.decision_optimiser.zero_grad(set_to_none=True)
-        if into_weights:
-            (of_loss * loss).backward(retain_graph=True)
-            from_loss = [parameter.grad for parameter in parameters]
-        else:
-            found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
-            from_loss = [None if gradient is None else of_loss * gradient for gradient in found]
-        beside = [self.settings.price_every * share * price for share, price in zip(of_prices, expected, strict=True) if share]
-        beside += self._regularised(logits)
-        from_prices: Sequence[Tensor | None] = [None] * len(parameters)
+        found: Sequence[Tensor | None] = [None] * len(parameters)
         if beside:
-            from_prices = torch.autograd.grad(torch.stack(beside).sum(), parameters, allow_unused=True)
-        for parameter, one, other in zip(parameters, from_loss, from_prices, strict=True):
+            found = torch.autograd.grad(torch.stack(beside).sum(), parameters, retain_graph=True, allow_unused=True)
+        return (1 + times * (of_loss - 1) if expected else 1.0), found
+
+    def _move(self, from_loss: Sequence[Tensor | None], from_prices: Sequence[Tensor | None]) -> None:
+        """One step of the decisions along both gradients."""
+        for parameter, one, other in zip(self.decisions.values(), from_loss, from_prices, strict=True):
             parameter.grad = one if other is None else other.to(parameter) if one is None else one + other.to(one)
+        self.decision_optimiser.step()
         self._record("gradient of the loss to the decisions, norm", _norm(from_loss))
-        if beside:
+        if any(gradient is not None for gradient in from_prices):
             self._record("gradient of prices and regularisers to the decisions, norm", _norm(from_prices))
+        self._account()
 
     def _expected(self, logits: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[Tensor]:
         """The expected prices, at the steps that price at all; none where no term wants them."""
@@ -250,9 +283,9 @@ class _Run:
         if self.settings.sampler == "gumbel":
             self._record("temperature", self.relaxation.temperature(self.step))
 
-    def _loss(self, batch: Batch, sample: Sample) -> Tensor:
+    def _loss(self, batch: Batch, sample: Sample, forward: Forward | None = None) -> Tensor:
         images = batch.images.to(self.device, memory_format=torch.channels_last)
-        return cross_entropy(self.supernet(images, sample), batch.labels.to(self.device))
+        return cross_entropy((forward or self.supernet)(images, sample), batch.labels.to(self.device))
 
     def _last_phase(self) -> set[str]:
         return {name for name in self.space.decisions if name.startswith(LAST_PHASE)}
@@ -273,6 +306,7 @@ class _Run:
         steps, values = self.curves.setdefault(name, ([], []))
         steps.append(self.step)
         values.append(round(number, 6))
+        self.latest[name] = values[-1]
         return number
 
     def probabilities(self) -> Probabilities:

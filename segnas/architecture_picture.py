@@ -16,6 +16,7 @@ from matplotlib.path import Path
 from segnas.arch import Architecture, Operation, size_at
 from segnas.architecture_layout import BOX, GAP, PAD, Layout, Place, rows_of
 from segnas.figures import FAMILIES, INK, MUTED, PAPER, RULE, STYLE, Form, encoded, family_colour
+from segnas.kinds import Kind
 
 LEFT, EDGE, TITLE, KEY = 0.78, 0.30, 0.22, 0.36
 _EDGE_COLOUR, _STRIPE, _BAND = "#93a1b0", "#f0f4f8", "#e9edf2"
@@ -205,25 +206,25 @@ def _key(figure: Figure, slowest: float | None) -> None:
 
 def _texts(operation: Operation, up: int, ms: float | None) -> tuple[str, str]:
     """A box's two lines: the operation in a few letters, then its channels and milliseconds."""
-    name = _short_name(operation) + (f" /{operation.stride}" if operation.stride > 1 else f" ×{up}" if up > 1 else "")
+    name = short_name(operation.kind) + (f" /{operation.stride}" if operation.stride > 1 else f" ×{up}" if up > 1 else "")
     return name, str(operation.output.channels) + ("" if ms is None else f" · {ms:.2f}")
 
 
-def _short_name(operation: Operation) -> str:
-    kind = operation.kind
+def short_name(kind: Kind) -> str:
+    """An operation in a few letters: what can stand in a box, and in the margin of a figure."""
     given = dict(kind.attributes)
     window = f" {given['kernel']}×{given['kernel']}" if "kernel" in given else ""
     dilation = given.get("dilation", (1, 1))
     if isinstance(dilation, tuple) and max(dilation) > 1:
         window += f" d{dilation[0]}" if len(set(dilation)) == 1 else " d" + "·".join(map(str, dilation))
     window += " twice" if given.get("repeats") == 2 else ""
-    match operation.op:
+    match kind.op:
         case "conv":
             return f"conv{window}" + (f" g{given['groups']}" if given["groups"] != 1 else "")
         case "separable":
             return f"sep{window}"
         case "max_pool" | "avg_pool":
-            return f"{operation.op[:3]}{window}"
+            return f"{kind.op[:3]}{window}"
         case "zoomed_conv":
             return f"zoom {given['zoom']}{window}"
         case "inverted_residual":

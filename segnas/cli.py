@@ -407,14 +407,25 @@ def bench(engine: Path, seconds: float, name: str, data_root: Path | None, split
 
 @segnas.command()
 @click.argument("file", type=FILE)
+@click.option("--picture", type=FILE, help="Also draw the network, as a .svg or .png file: of an architecture or of a search.")
+@click.option("--classes", type=click.IntRange(2, 256), help="Classes of a search's dataset, where nothing beside it tells them.")
 @JSON
-def show(file: Path, as_json: bool) -> None:
-    """Show a file of segnas: an architecture, a table, an engine's manifest, a report."""
-    from segnas.files import read_json
-    from segnas.show import lines_of
+def show(file: Path, picture: Path | None, classes: int | None, as_json: bool) -> None:
+    """Show a file of segnas: an architecture, a table, an engine's manifest, a report, a search; or a run's folder: its search, finished or not.
 
-    lines = lines_of(file)
-    emit(read_json(file), as_json, lines)
+    Example: segnas show runs/mine --picture now.svg
+    """
+    from segnas.files import write_bytes
+    from segnas.show import shown
+
+    if picture is not None:
+        require_suffix(picture, ".svg", ".png", option="--picture")
+    found = shown(file, classes)
+    if picture is not None:
+        if found.draw is None:
+            raise UsageError(f"--picture was given; {file} is neither an architecture nor a search, which alone are drawn")
+        write_bytes(picture, found.draw(picture.suffix.removeprefix(".")))
+    emit(found.values, as_json, found.lines)
 
 
 segnas.add_command(tables)

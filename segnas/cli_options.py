@@ -29,7 +29,7 @@ def emit(found: object, as_json: bool, lines: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-def require_suffix(out: Path, *suffixes: str) -> None:
-    """UsageError, with a name that would do, where `--out` ends in none of these suffixes: the file's content goes by its name."""
+def require_suffix(out: Path, *suffixes: str, option: str = "--out") -> None:
+    """UsageError, with a name that would do, where the option's path ends in none of these suffixes: the file's content goes by its name."""
     if out.suffix not in suffixes:
-        raise UsageError(f"--out {out} was given; the name of a {' or '.join(suffixes)} file is needed, such as {out.with_suffix(suffixes[0])}")
+        raise UsageError(f"{option} {out} was given; the name of a {' or '.join(suffixes)} file is needed, such as {out.with_suffix(suffixes[0])}")

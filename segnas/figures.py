@@ -104,7 +104,7 @@ def milliseconds_picture(shares: Sequence[Share], *, form: Form = "svg") -> byte
     for index, (name, count, ms) in enumerate(rows):
         axes.barh(index + 0.24, 1.0, height=0.2, color=RULE, alpha=0.45)
         axes.barh(index + 0.24, ms / largest, height=0.2, color=REST if index == TOP_SHARES else family_colour(_first_word(name)))
-        axes.text(0, index - 0.02, _plain(_shortened(name)), va="center", fontsize=7.6)
+        axes.text(0, index - 0.02, plain_text(shortened(name)), va="center", fontsize=7.6)
         for right, text in ((0.80, count), (0.92, f"{ms:.2f} ms"), (1.0, f"{100 * ms / total:.0f} %")):
             axes.text(right, index - 0.02, text, ha="right", va="center", fontsize=7.6, color=MUTED)
     return encoded(figure, form)
@@ -116,7 +116,7 @@ def class_picture(accuracy: Accuracy, *, form: Form = "svg") -> bytes:
     ordered = sorted(accuracy.classes, key=lambda score: -1.0 if score.iou is None else score.iou, reverse=True)
     figure, axes = _bare_axes(6.0, 0.235 * len(ordered) + 0.42, len(ordered), left=1.35, right=0.5, top=0.3)
     for index, score in enumerate(ordered):
-        axes.text(-0.02, index, _plain(score.name), ha="right", va="center")
+        axes.text(-0.02, index, plain_text(score.name), ha="right", va="center")
         if score.iou is None:
             axes.text(0.01, index, "does not occur, not counted", va="center", color=MUTED, style="italic", fontsize=7.5)
             continue
@@ -150,7 +150,7 @@ def budget_picture(budget: Budget, *, form: Form = "svg") -> bytes:
         axes.plot(predicted, index, "o", markersize=5.5, markerfacecolor=PAPER, markeredgecolor=ACCENT, zorder=3)
         axes.text(1.02, index, f"{measured:.2f} ms", transform=axes.get_yaxis_transform(), va="center", color=MISSED if over else INK)
         axes.plot(measured, index, "D" if over else "o", markersize=5.5, color=MISSED if over else MET, zorder=4)
-    axes.set_yticks(range(len(rows)), [_plain(_shortened(name, 20)) for name, *_ in rows], color=INK)
+    axes.set_yticks(range(len(rows)), [plain_text(shortened(name, 20)) for name, *_ in rows], color=INK)
     axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     values = [budget.budget_ms, budget.predicted_low_ms, budget.predicted_high_ms, *(ms for _, *pair in rows for ms in pair)]
@@ -171,11 +171,11 @@ def curves_picture(curves: Sequence[Curve], title: str, *, form: Form = "svg") -
     rows = max(1, math.ceil(len(curves) / columns))
     figure = Figure(figsize=(11.4 if columns == 3 else 3.8 * columns, 1.85 * rows + 0.35), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06))
     if title:
-        figure.suptitle(_plain(title), x=0.01, ha="left", fontsize=9, weight="bold")
+        figure.suptitle(plain_text(title), x=0.01, ha="left", fontsize=9, weight="bold")
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for panel, curve in zip(panels, curves, strict=False):
         panel.plot(curve.steps, curve.values, color=ACCENT, marker="o" if len(curve.steps) <= 12 else None, markersize=3)
-        panel.set_title(_plain(curve.name), color=INK)
+        panel.set_title(plain_text(curve.name), color=INK)
         panel.margins(x=0.03, y=0.12)
         panel.locator_params(axis="both", nbins=5)
         panel.tick_params(length=0)
@@ -235,10 +235,11 @@ def _first_word(name: str) -> str:
     return found.group() if found else ""
 
 
-def _shortened(name: str, most: int = MOST_NAME) -> str:
+def shortened(name: str, most: int = MOST_NAME) -> str:
+    """A name of at most so many letters: its beginning and its end."""
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")

@@ -29,15 +29,17 @@ def page(
     pictures: Sequence[tuple[str, bytes]] = (),
     prices: Mapping[Operation, float] | None = None,
     notes: Sequence[str] = (),
+    search: Sequence[tuple[str, bytes]] = (),
 ) -> str:
     """The report as HTML.
 
     `pictures` are (caption, PNG of input, ground truth and prediction side by side); `prices` (ms) go into the network's drawing;
-    `notes` are sentences that stand under the verdicts.
+    `notes` are sentences that stand under the verdicts; `search` are (description, SVG) of drawings that stand for the search's curves.
     """
     budget, target = report.budget, report.engine.target
     network = architecture_picture(report.architecture, target.height, target.width, prices, wrap_inches=NETWORK_INCHES)
-    curves = [(title, _curves(group, title)) for title, group in _grouped(report.curves)]
+    drawn = [("" if i else "search", inline_svg(svg, f"search-{i}", description)) for i, (description, svg) in enumerate(search)]
+    curves = drawn + [(title, _curves(group, title)) for title, group in _grouped(report.curves) if not (drawn and title == "search")]
     return _template().render(
         report=report,
         budget=budget,

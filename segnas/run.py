@@ -32,6 +32,7 @@ from segnas.search.pretrained import require_known
 from segnas.search.settings import METHODS
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
+from segnas.search.trace import TRACE_NAME
 from segnas.steps import (
     bench_engine,
     dataset_floors,
@@ -56,7 +57,12 @@ _PRODUCTS = (
 )
 """What the steps write, in the order in which they write it."""
 
-_UNFINISHED = {"measurements.jsonl": "table.json", "search.checkpoint.safetensors": "budget.json", "weights.checkpoint.safetensors": "arch.json"}
+_UNFINISHED = {
+    "measurements.jsonl": "table.json",
+    "search.checkpoint.safetensors": "budget.json",
+    TRACE_NAME: "budget.json",
+    "weights.checkpoint.safetensors": "arch.json",
+}
 """Files that a step continues from, and the product that they fit to."""
 
 

@@ -1,21 +1,55 @@
-"""A file of segnas in about ten lines."""
+"""A file of segnas, or the search in a folder, in about ten lines."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segnas.arch import Architecture
 from segnas.cost import network_cost
-from segnas.errors import InputError
+from segnas.errors import InputError, UsageError
 from segnas.files import read_json, read_noun
 from segnas.report import Accuracy, Engine, Report, Timing
 
+Draw = Callable[[Any], bytes]
+"""From "svg" or "png" to that picture."""
 
-def lines_of(file: Path) -> list[str]:
-    """What the file holds; InputError where it is none of segnas's."""
-    schema = str(read_json(file).get("schema", "")).partition("/")[0]
+
+@dataclass(frozen=True)
+class Shown:
+    """What is to be said about a file: lines for people, JSON values, and how to draw it, if it can be drawn."""
+
+    lines: Sequence[str]
+    values: Mapping[str, Any]
+    draw: Draw | None = None
+
+
+def shown(path: Path, classes: int | None = None) -> Shown:
+    """What the file holds, or the search in the folder; InputError where it is none of segnas's.
+
+    `classes` are those of a search's dataset, where neither its trace nor its table tells them; UsageError for any other file.
+    """
+    content = {} if path.is_dir() or path.suffix == ".jsonl" else read_json(path)
+    if not content or ("schema" not in content and {"space", "probabilities"} <= set(content)):
+        from segnas.search_view import view_of
+
+        view = view_of(path, classes)
+        return Shown([*view.lines(), *_architecture(view.architecture)], view.values(), view.picture)
+    if classes is not None:
+        raise UsageError(f"--classes was given; {path} is no search: leave it out")
+    schema = str(content.get("schema", "")).partition("/")[0]
+    if schema == "segnas.architecture":
+        from segnas.search_view import network_picture
+
+        architecture = read_noun(path, Architecture)
+        return Shown(_architecture(architecture), content, lambda form: network_picture(architecture, None, form))
+    return Shown(_lines(path, schema), content)
+
+
+def _lines(file: Path, schema: str) -> list[str]:
+    """The lines about a file that is not drawn."""
     match schema:
-        case "segnas.architecture":
-            return _architecture(read_noun(file, Architecture))
         case "segnas.engine":
             return _engine(read_noun(file, Engine))
         case "segnas.latency_table":
@@ -31,9 +65,8 @@ def lines_of(file: Path) -> list[str]:
             accuracy = read_noun(file, Accuracy)
             return [f"mIoU {100 * accuracy.miou:.2f} %, {accuracy.images} images of {accuracy.dataset} {accuracy.split}"]
         case _:
-            raise InputError(
-                f"{file} has schema {schema or 'none'!r}; shown are architectures, tables, engines, timings, accuracies and reports of segnas"
-            )
+            allowed = "architectures, tables, engines, timings, accuracies, reports and searches of segnas"
+            raise InputError(f"{file} has schema {schema or 'none'!r}; shown are {allowed}")
 
 
 def _architecture(architecture: Architecture) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segnas import __version__
 from segnas.arch import Architecture, canonical_json
 from segnas.data import Dataset, network_input
-from segnas.errors import IncompatibleError, InputError, RequirementError, UsageError
+from segnas.errors import IncompatibleError, InputError, RequirementError, SegnasError, UsageError
 from segnas.export.graph import onnx_from_network
 from segnas.export.manifest import read_engine, versions, write_engine
 from segnas.export.parity import parity
@@ -37,6 +37,8 @@ from segnas.search.pretrained import pretrained_weights
 from segnas.search.prices import prices
 from segnas.search.settings import Constraint, SearchSettings
 from segnas.search.space import Space
+from segnas.search.spaces import space as named_space
+from segnas.search.trace import TRACE_NAME, read_trace
 from segnas.search.train import TrainSettings, train
 from segnas.target import Target
 
@@ -64,7 +66,17 @@ def search_space(
     checkpoint = out.with_suffix(".checkpoint.safetensors")
     tables = constraint_tables(space, settings.constraints)
     found = search(
-        space, table, dataset, settings, budget_ms=budget, seed=seed, checkpoint=checkpoint, device=device, progress=progress, tables=tables
+        space,
+        table,
+        dataset,
+        settings,
+        budget_ms=budget,
+        seed=seed,
+        checkpoint=checkpoint,
+        device=device,
+        progress=progress,
+        tables=tables,
+        trace=out.with_name(TRACE_NAME),
     )
     learned = {name: list(p) for name, p in found.probabilities.items()}
     kept = [plain(constraint) for constraint in settings.constraints]
@@ -290,8 +302,29 @@ def read_curves(path: Path) -> tuple[Curve, ...]:
 
 
 def write_report(report: Report, folder: Path, pictures: Sequence[tuple[str, bytes]], estimate: Estimate) -> None:
-    """`report.json` and `report.html`."""
+    """`report.json` and `report.html`; where the folder holds the search's trace, it is drawn, and where that is no good, the page says so."""
     from segnas.page import page
 
-    write_text(folder / "report.html", page(report, pictures=pictures, prices=dict(estimate.per_operation)))
+    drawings, notes = search_drawings(folder)
+    write_text(folder / "report.html", page(report, pictures=pictures, prices=dict(estimate.per_operation), notes=notes, search=drawings))
     write_noun(folder / "report.json", report)
+
+
+def search_drawings(folder: Path) -> tuple[list[tuple[str, bytes]], list[str]]:
+    """The search of a run, drawn from its trace as (description, SVG), and what to say where it cannot be drawn; nothing without a trace."""
+    from segnas.search_figures import decisions_picture, option_names, progress_picture
+
+    path = folder / TRACE_NAME
+    if not path.is_file():
+        return [], []
+    try:
+        history = read_trace(path)
+        space = named_space(history.header.space, history.header.classes)
+        history.header.require(space.decisions)
+        found = cast(dict[str, object], unplain(dict, read_json(folder / "derive.json").get("genotype"), "derive.json: genotype"))
+        genotype = {name: cast(int, unplain(int, option, f"derive.json: genotype.{name}")) for name, option in found.items()}
+        space.check(genotype)
+        decisions = decisions_picture(history, genotype, option_names(space))
+    except SegnasError as error:
+        return [], [f"The search is not drawn from its trace: {error}."]
+    return [("how the search came to its decisions", decisions), ("losses and latency over the search", progress_picture(history))], []

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator
 
 from segnas.arch import Architecture
 from segnas.errors import InputError
-from segnas.figures import ACCENT, FAMILIES, INK, MUTED, PAPER, REST, SOFT, STYLE, Form, encoded, family_colour
+from segnas.figures import ACCENT, FAMILIES, INK, MUTED, PAPER, REST, SOFT, STYLE, Form, encoded, family_colour, plain_text
 from segnas.latency import Entry, LatencyTable, Probe
 from segnas.latency_tables.interpolate import level_of
 
@@ -89,7 +89,7 @@ def table_picture(shown: Priced, against: Priced | None = None, *, form: Form = 
 
 
 def _title(priced: Priced, index: int) -> str:
-    return _plain(f"{'against ' if index else ''}{priced.table.space} on {priced.table.target}")
+    return plain_text(f"{'against ' if index else ''}{priced.table.space} on {priced.table.target}")
 
 
 def _draw_prices(upper: SubFigure, tables: Sequence[Priced]) -> None:
@@ -149,7 +149,7 @@ def _draw_shares(axes: Axes, tables: Sequence[Priced]) -> None:
         for part in parts[1:]:
             axes.barh(place + 0.36, 100 * part, height=0.2, color=REST)
         axes.text(100 * max(parts), place, "  " + ", ".join(f"{100 * part:.1f} %" for part in parts), va="center", fontsize=7.5, color=MUTED)
-    axes.set_yticks(range(len(rows)), [_plain(name) for name, _ in rows], color=INK)
+    axes.set_yticks(range(len(rows)), [plain_text(name) for name, _ in rows], color=INK)
     axes.set_ylim(len(rows) - 0.3, -0.6)
     axes.margins(x=0.15)
     axes.set_xlabel("% of the time")
@@ -192,8 +192,3 @@ def _marker(op: str, *, hollow: bool = False) -> dict[str, Any]:
         "color": colour,
         "markerfacecolor": PAPER if hollow else colour,
     }
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
-    return text.replace("$", r"\$")

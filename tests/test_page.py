@@ -32,6 +32,8 @@ from segnas.page import (
     warnings,
 )
 from segnas.report import Accuracy, Budget, ClassScore, Curve, Engine, Floor, Parity, Report, Share, Timing
+from segnas.search.trace import History, TraceHeader, TraceStep
+from segnas.search_figures import decisions_picture, progress_picture
 from segnas.target import Target
 
 EVIL = '<script>alert("it\'s")</script> & $x$'
@@ -190,6 +192,30 @@ def test_examples_are_embedded_whole(whole):
 def test_equal_reports_give_equal_pages_and_prices_are_drawn(report, whole):
     assert page(report, **extras(report)) == whole
     assert "64 · 0.37" in whole
+
+
+def test_drawings_of_the_search_stand_for_its_curves(report, whole):
+    decisions = {"a.$1": 2, EVIL: 2}
+    lines = tuple(TraceStep(step, {"loss": 1 / step, EVIL: 2.0}, dict.fromkeys(decisions, (0.25, 0.75))) for step in (1, 2, 3))
+    history = History(TraceHeader("made-up", 19, decisions, 3, 12.0), lines)
+    drawings = [
+        ("its decisions", decisions_picture(history, dict.fromkeys(decisions, 1), dict.fromkeys(decisions, ("none", EVIL)))),
+        (f"its progress {EVIL}", progress_picture(history)),
+    ]
+    text = page(report, **extras(report), search=drawings)
+    checker = checked(text)
+    assert checker.tags["svg"] == 7  # two drawings in place of one group of curves
+    assert checker.tags["script"] == 0
+    assert len(checker.ids) == len(set(checker.ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(checker.ids)
+    assert all(address.startswith("data:image/png;base64,") or address[1:] in checker.ids for address in checker.addresses)
+    assert 'aria-label="its decisions"' in text
+    seen = plain(text)
+    assert "Probability of the option that was chosen in the end" in seen
+    assert "a.$1" in seen
+    assert 'aria-label="curves search"' not in text
+    assert 'aria-label="curves train"' in text
+    assert 'aria-label="curves search"' in whole
 
 
 def test_markup_in_a_report_stays_text(report):

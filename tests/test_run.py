@@ -22,6 +22,7 @@ from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.budget import bounds
 from segnas.search.checkpoint import load_tensors
 from segnas.search.spaces import space as named_space
+from segnas.search.trace import TRACE_NAME
 from segnas.steps import bench_engine
 from segnas.target import Target
 from segnas.timing import Measured
@@ -223,6 +224,20 @@ def test_a_deleted_product_is_made_again_with_what_follows_from_it(
     assert again.engine == report.engine
     assert again.accuracy == report.accuracy
     assert clock.networks == ([] if name != "table.json" else finished[2].networks)
+
+
+def test_the_trace_of_a_search_goes_with_what_it_fits_to(tmp_path: Path) -> None:
+    def left_without(product: str) -> bool:
+        for name in (*PRODUCTS, TRACE_NAME):
+            (tmp_path / name).touch()
+        (tmp_path / product).unlink()
+        segnas.run._forget(tmp_path)
+        return (tmp_path / TRACE_NAME).is_file()
+
+    assert not left_without("table.json")
+    assert not left_without("budget.json")
+    assert left_without("search.json")  # the search goes on from its checkpoint, and so does its trace
+    assert left_without("report.json")
 
 
 def test_a_partial_file_is_not_trusted_and_goes(finished: tuple[Path, Report, Clock], recipe: Recipe, table_file: Path) -> None:

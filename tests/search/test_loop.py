@@ -32,6 +32,7 @@ MODES: dict[str, SearchSettings] = {
     "hard": replace(SETTINGS, sampler="hard"),
     "paths": replace(SETTINGS, sampler="paths", regularise=(0.01, 0.01, 0.1)),
     "guided": replace(SETTINGS, guidance="chained", price_every=2),
+    "darts": replace(SETTINGS, method="darts", order=2),
     "gas": replace(SETTINGS, method="gas", **METHODS["gas"].settings),
 }
 IN_TURN = [name for name in MODES if name != "gas"]
@@ -104,9 +105,9 @@ def test_each_half_moves_its_own_parameters_only(searched, monkeypatch: pytest.M
     def spied(name: str):
         original = getattr(loop._Run, name)
 
-        def half(self, batch: Batch, **given):
+        def half(self, batch: Batch, *others, **given):
             before = digest(self.supernet.parameters()), digest(self.decisions.values())
-            result = original(self, batch, **given)
+            result = original(self, batch, *others, **given)
             after = digest(self.supernet.parameters()), digest(self.decisions.values())
             seen[name].update(batch.indices)
             moved[name].append((before[0] != after[0], before[1] != after[1]))
@@ -239,7 +240,7 @@ def test_searching_leaves_the_global_randomness_alone(searched) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode_name", "at"), [("softmax", 1), ("softmax", 3), ("softmax", 6), ("gumbel", 4), ("hard", 5), ("paths", 4), ("guided", 3), ("gas", 2)]
+    ("mode_name", "at"), [("softmax", 1), ("softmax", 3), ("softmax", 6), ("gumbel", 4), ("hard", 5), ("paths", 4), ("guided", 3), ("gas", 2), ("darts", 3)]
 )
 def test_an_interrupted_search_ends_in_the_same_bits(searched, tmp_path: Path, mode_name: str, at: int) -> None:
     """Before the first checkpoint, in the warm-up and behind it, within an epoch and at its end, and with the last step done but not written."""
