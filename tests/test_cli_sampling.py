@@ -85,7 +85,7 @@ def test_a_finished_study_is_not_worked_on_again_and_a_longer_one_goes_on(run, t
     written = (tmp_path / "out" / "trials.jsonl").read_bytes()
     assert run(*storage, "--trials", 3, "--out", tmp_path / "second").exit_code == 0
     assert (tmp_path / "second" / "trials.jsonl").read_bytes().startswith(written)
-    monkeypatch.setattr("segnas.search.scoring.train", lambda *_, **__: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr("segnas.search.trained_score.train", lambda *_, **__: pytest.fail("nothing is left to do"))
     assert run(*storage, "--trials", 3).exit_code == 0
     assert (tmp_path / "out" / "trials.jsonl").read_bytes() == (tmp_path / "second" / "trials.jsonl").read_bytes()
 

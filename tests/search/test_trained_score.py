@@ -17,7 +17,7 @@ from segnas.runtime.evaluate import evaluate
 from segnas.runtime.session import Port, Specification
 from segnas.search import scoring
 from segnas.search.sampled import Scoring
-from segnas.search.scoring import held_out_miou, trained_score
+from segnas.search.trained_score import held_out_miou, trained_score
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.train import TrainSettings, train
