@@ -1,9 +1,11 @@
-"""Draws: networks of a space to judge a latency table by: uniform ones, stratified ones, and the corners."""
+"""Draws: networks of a space to judge a latency table by: uniform ones, stratified ones, and the corners; and random ones of a given price."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 
 from segnas.arch import Architecture
+from segnas.errors import InputError
 from segnas.search import rules as ruling
 from segnas.search.derive import GROUP, mode
 from segnas.search.slots import Choice
@@ -13,6 +15,11 @@ CANDIDATES = 8
 """So many are drawn for each stratified network that is taken; our choice."""
 CONCENTRATION = 0.5
 """Of the Dirichlet distribution of the operations' frequencies: below 1, so that most networks prefer few operations; our choice."""
+
+REJECTED = 2000
+"""So many uniform draws may miss a window of prices before walks lead into it; our choice."""
+WALKS = 50
+"""So many walks may end outside of it, or at networks that were given before, before there are held to be no more; our choice."""
 
 Price = Callable[[Genotype], float]
 
@@ -71,6 +78,85 @@ def corners(space: Space, price: Price) -> dict[str, Architecture]:
     found["cheapest"] = space.decode(cheapest(space, price)).architecture
     found["dearest"] = space.decode(cheapest(space, lambda genotype: -price(genotype))).architecture
     return found
+
+
+def distinct(space: Space, rng: Random, probabilities: Mapping[str, Sequence[float]] | None = None) -> Iterator[tuple[dict[str, int], Architecture]]:
+    """Networks without end, each once, with the genotype by which it came first: uniform, or by `probabilities`; ends where no new one comes."""
+    seen: set[str] = set()
+    missed = 0
+    while missed < REJECTED:
+        genotype = space.random(rng, probabilities)
+        architecture = _decoded(space, genotype)
+        if architecture is None or architecture.digest in seen:
+            missed += 1
+            continue
+        missed = 0
+        seen.add(architecture.digest)
+        yield genotype, architecture
+
+
+def between(space: Space, low: float, high: float, price: Price, rng: Random) -> Iterator[Architecture]:
+    """Random networks, each once, whose price lies from `low` to `high`; ends where no more are found.
+
+    Uniform ones are drawn, and those outside left out; where too many are, walks from uniform ones follow, each step one group of decisions
+    drawn anew and kept where that leads no further from the middle. Those are random, and no longer uniform.
+    """
+    seen: set[str] = set()
+    for found in (_rejected, _walked):
+        for genotype in found(space, low, high, price, rng):
+            architecture = _decoded(space, genotype)
+            if architecture is not None and architecture.digest not in seen:
+                seen.add(architecture.digest)
+                yield architecture
+
+
+def _rejected(space: Space, low: float, high: float, price: Price, rng: Random) -> Iterator[dict[str, int]]:
+    """Uniform genotypes in the window, until `REJECTED` draws in a row are outside or were given before."""
+    missed, given = 0, set[tuple[int, ...]]()
+    while missed < REJECTED:
+        genotype = space.random(rng)
+        key = tuple(genotype.values())
+        missed += 1
+        if key not in given and low <= _priced(price, genotype) <= high:
+            missed = 0
+            given.add(key)
+            yield genotype
+
+
+def _walked(space: Space, low: float, high: float, price: Price, rng: Random) -> Iterator[dict[str, int]]:
+    """Genotypes in the window at which walks end, until `WALKS` in a row end outside or where one ended before."""
+    middle, missed, given = (low + high) / 2, 0, set[tuple[int, ...]]()
+    while missed < WALKS:
+        genotype = space.random(rng)
+        distance = abs(_priced(price, genotype) - middle)
+        for _ in range(20 * len(space.groups)):
+            if distance <= (high - low) / 2:
+                break
+            step = space.mutate(genotype, rng)
+            if (further := abs(_priced(price, step) - middle)) <= distance:
+                genotype, distance = step, further
+        key = tuple(genotype.values())
+        missed += 1
+        if distance <= (high - low) / 2 and key not in given:
+            missed = 0
+            given.add(key)
+            yield genotype
+
+
+def _priced(price: Price, genotype: Genotype) -> float:
+    """The price; infinite where the genotype is no network."""
+    try:
+        return price(genotype)
+    except InputError:
+        return math.inf
+
+
+def _decoded(space: Space, genotype: Genotype) -> Architecture | None:
+    """The network; None where nothing of it reaches the output."""
+    try:
+        return space.decode(genotype).architecture
+    except InputError:
+        return None
 
 
 def cheapest(space: Space, price: Price) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from segnas import __version__
+from segnas.cli_compare import compare, correlate, reference
 from segnas.cli_data import data
 from segnas.cli_new_tables import tables
 from segnas.cli_options import CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
@@ -428,6 +429,5 @@ def show(file: Path, picture: Path | None, classes: int | None, as_json: bool) -
     emit(found.values, as_json, found.lines)
 
 
-segnas.add_command(tables)
-segnas.add_command(data)
-segnas.add_command(sample)
+for command in (tables, data, sample, reference, compare, correlate):
+    segnas.add_command(command)

@@ -11,9 +11,9 @@ from segnas.latency import LatencyTable
 from segnas.measuring import Progress, require_entries
 from segnas.search.proposals import Strategy
 from segnas.search.sampled import Sampled, sample, study_identity
-from segnas.search.trained_score import trained_score
 from segnas.search.space import Space
 from segnas.search.train import TrainSettings
+from segnas.search.trained_score import trained_score
 from segnas.steps import require_device
 
 

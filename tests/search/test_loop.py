@@ -240,7 +240,8 @@ def test_searching_leaves_the_global_randomness_alone(searched) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode_name", "at"), [("softmax", 1), ("softmax", 3), ("softmax", 6), ("gumbel", 4), ("hard", 5), ("paths", 4), ("guided", 3), ("gas", 2), ("darts", 3)]
+    ("mode_name", "at"),
+    [("softmax", 1), ("softmax", 3), ("softmax", 6), ("gumbel", 4), ("hard", 5), ("paths", 4), ("guided", 3), ("gas", 2), ("darts", 3)],
 )
 def test_an_interrupted_search_ends_in_the_same_bits(searched, tmp_path: Path, mode_name: str, at: int) -> None:
     """Before the first checkpoint, in the warm-up and behind it, within an epoch and at its end, and with the last step done but not written."""

@@ -15,12 +15,12 @@ from segnas.errors import InputError, VerificationError
 from segnas.network import Network
 from segnas.runtime.evaluate import evaluate
 from segnas.runtime.session import Port, Specification
-from segnas.search import scoring
+from segnas.search import trained_score as scoring
 from segnas.search.sampled import Scoring
-from segnas.search.trained_score import held_out_miou, trained_score
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.train import TrainSettings, train
+from segnas.search.trained_score import held_out_miou, trained_score
 from segnas.streets import write_streets
 
 SHORT = TrainSettings(steps=3, batch=2, crop=(32, 64), warmup=1, checkpoint_s=0.0)

@@ -1,0 +1,72 @@
+"""References: networks that people designed, as architectures, so that searched ones are trained and measured beside them.
+
+Fast-SCNN is Poudel, Liwicki and Cipolla, BMVC 2019. What its section 3.2 and tables 1 to 3 say of the layers is recalled.
+"""
+
+from collections.abc import Callable
+
+from segnas.arch import Architecture, Node
+from segnas.errors import UsageError
+from segnas.kinds import Kind, kind
+from segnas.mobilenet import mobilenet_v2_network
+
+BOTTLENECKS = ((64, 2), (96, 2), (128, 1))
+"""Channels and stride of each stage of Fast-SCNN's global feature extractor: three inverted residuals of expansion 6 each."""
+FUSED = 128
+"""Channels of Fast-SCNN's feature fusion and of its classifier's units."""
+
+
+def fast_scnn(classes: int) -> Architecture:
+    """Fast-SCNN for so many classes: 1.14 M parameters and 6.71 G multiply-accumulates at 1024x2048 with 19.
+
+    Published are 1.11 M parameters; the 23,680 of ours that are scales and shifts of normalisations seem not to be counted there. Ours differs in
+    three places. The published sum of the fused branches has a ReLU, and `add` none: here each branch has it before the sum. All resizes are bilinear
+    with half-pixel centres. A pyramid level whose bins do not divide the feature pools over windows of one size that overlap (`ops.pooled_to`).
+    """
+    nodes = [Node(kind("image"), (), 3, label="image")]
+
+    def node(made: Kind, *inputs: int, channels: int, stride: int = 1, up: int = 1, label: str) -> int:
+        nodes.append(Node(made, inputs, channels, stride, up, label))
+        return len(nodes) - 1
+
+    def separable(source: int, channels: int, stride: int, label: str) -> int:
+        """A separable unit without a nonlinearity between its two convolutions (section 3.2.1)."""
+        width = nodes[source].channels
+        deep = node(kind("conv", groups=width, activation="none"), source, channels=width, stride=stride, label=f"{label}.depthwise")
+        return node(kind("conv", kernel=1), deep, channels=channels, label=f"{label}.pointwise")
+
+    shared = node(kind("conv"), 0, channels=32, stride=2, label="downsample.0")
+    for index, channels in enumerate((48, 64), 1):
+        shared = separable(shared, channels, 2, f"downsample.{index}")
+    deep = shared
+    for stage, (channels, stride) in enumerate(BOTTLENECKS):
+        for repeat in range(3):
+            block = kind("inverted_residual", activation="relu")
+            deep = node(block, deep, channels=channels, stride=1 if repeat else stride, label=f"extractor.{stage}.{repeat}")
+    deep = node(kind("pyramid_pool"), deep, channels=FUSED, label="extractor.pool")
+    deep = node(kind("resize"), deep, channels=FUSED, up=4, label="fusion.up")
+    deep = node(kind("conv", groups=FUSED, dilation=4), deep, channels=FUSED, label="fusion.depthwise")
+    deep = node(kind("conv", kernel=1), deep, channels=FUSED, label="fusion.deep")
+    fine = node(kind("conv", kernel=1), shared, channels=FUSED, label="fusion.fine")
+    last = node(kind("add"), deep, fine, channels=FUSED, label="fusion.join")
+    for index in range(2):
+        last = separable(last, FUSED, 1, f"classifier.{index}")
+    last = node(kind("classifier"), last, channels=classes, label="classifier")
+    node(kind("resize"), last, channels=classes, up=8, label="output")
+    return Architecture(tuple(nodes))
+
+
+REFERENCES: dict[str, Callable[[int], Architecture]] = {"fast-scnn": fast_scnn, "mobilenet-v2": mobilenet_v2_network}
+"""Every reference network by name: number of classes -> architecture."""
+
+
+def references(classes: int) -> dict[str, Architecture]:
+    """Every reference network for so many classes, by name."""
+    return {name: made(classes) for name, made in REFERENCES.items()}
+
+
+def reference(name: str, classes: int) -> Architecture:
+    """The reference network of that name for so many classes; UsageError lists the names."""
+    if name not in REFERENCES:
+        raise UsageError(f"no reference network is called {name!r}; known networks: {', '.join(sorted(REFERENCES))}")
+    return REFERENCES[name](classes)

@@ -1,0 +1,141 @@
+"""Campaign: the networks of a comparison and their latencies, all measured in a row at one speed of the machine."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+from segnas.arch import Architecture
+from segnas.errors import IncompatibleError, InputError
+from segnas.files import read_noun
+from segnas.latency import LatencyTable, Prepare
+from segnas.latency_tables.compose import SENTINEL_KEY
+from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
+from segnas.latency_tables.store import load_table, save_table
+from segnas.measurements import MeasurementJournal
+from segnas.measuring import Progress, Services, require_entries
+from segnas.search.draws import between, distinct
+from segnas.search.expected import ExpectedLatency
+from segnas.search.references import REFERENCES, reference
+from segnas.search.space import Space
+from segnas.target import Target
+from segnas.timing import percentile
+
+SOURCES = SEARCHED, RANDOM, GIVEN = "searched", "random", "given"
+ATTEMPTS = 8
+"""So many random networks are measured for each that is wanted, until one lies in the window by the clock too; our choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One network of a source: searched, random or given."""
+
+    source: str
+    name: str
+    architecture: Architecture
+
+    @property
+    def digest(self) -> str:
+        """The network's."""
+        return self.architecture.digest
+
+
+@dataclass(frozen=True, slots=True)
+class RandomDraws:
+    """So many random networks of a space."""
+
+    space: Space
+    count: int
+
+
+def searched_candidate(path: Path) -> Candidate:
+    """The network of a run's folder, or in a file, as a searched one."""
+    file = path / "arch.json" if path.is_dir() else path
+    return Candidate(SEARCHED, path.resolve().name if path.is_dir() else path.stem, read_noun(file, Architecture))
+
+
+def given_candidate(text: str, classes: int) -> Candidate:
+    """A reference network by name, or the network in a .json file, as a given one."""
+    if text in REFERENCES or not text.endswith(".json"):
+        return Candidate(GIVEN, text, reference(text, classes))
+    return Candidate(GIVEN, Path(text).stem, read_noun(Path(text), Architecture))
+
+
+def merged(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates, a network that comes twice in one source once, under both names: two searches that end at it are no two trainings."""
+    found: dict[tuple[str, str], Candidate] = {}
+    for candidate in candidates:
+        before = found.get((candidate.source, candidate.digest))
+        found[candidate.source, candidate.digest] = replace(before, name=f"{before.name}, {candidate.name}") if before else candidate
+    return tuple(found.values())
+
+
+def campaign_table(target: Target, path: Path, prepare: Prepare) -> LatencyTable:
+    """A table that prices nothing: it keeps the target and the machine's present speed, so that all networks of a folder are measured at one speed.
+
+    IncompatibleError where the file at `path` keeps another target.
+    """
+    if path.is_file():
+        table = load_table(path)
+        if differing := table.differing(target):
+            raise IncompatibleError(f"{path} was begun on another target ({differing}); choose another --out")
+        return table
+    with closing(prepare(sentinel_architecture(), sentinel_target(target))) as sentinel:
+        sentinel.sample(3)
+        reference = percentile(sentinel.sample(21), 50)
+    table = LatencyTable("campaign", target, (), provenance=((SENTINEL_KEY, f"{reference:.6f}"),))
+    save_table(path, table)
+    return table
+
+
+class Campaign:
+    """Measures networks on a table's target; each once, whenever it is killed."""
+
+    def __init__(self, table: LatencyTable, journal: Path, services: Services, progress: Progress) -> None:
+        self.table, self._services, self._progress = table, services, progress
+        self._journal = MeasurementJournal(journal, table.prices_digest)
+
+    def ms(self, architecture: Architecture) -> float:
+        """The network's latency in ms, normalised by the sentinel."""
+        known = self._journal.known
+        self._progress(len(known), 0, f"{architecture.digest}: measuring")
+        return self._journal.measure(architecture, lambda network: self._services.measure(network, self.table)).median_ms
+
+    def random(self, draws: RandomDraws, candidates: Sequence[Candidate], *, within: float, seed: int) -> Iterator[Candidate]:
+        """Random networks, none of them a candidate and each once, dealt to the searched candidates in turn: each lies within that share of the
+        latency of the one it is dealt to, by the table and by the clock.
+
+        Uniform draws where the table prices nothing or no network was searched. InputError where a searched one gets none.
+        """
+        rng, taken = Random(seed), {candidate.digest for candidate in candidates}
+        anchors = [candidate.architecture for candidate in candidates if candidate.source == SEARCHED]
+        if not anchors or not self.table.entries:
+            drawn = (architecture for _, architecture in distinct(draws.space, rng) if architecture.digest not in taken)
+            yield from (Candidate(RANDOM, f"random {number}", architecture) for number, architecture in enumerate(islice(drawn, draws.count), 1))
+            return
+        require_entries(draws.space, self.table)
+        streams = [self._around(draws.space, anchor, within, Random(rng.random())) for anchor in anchors]
+        for number in range(draws.count):
+            anchor, stream = anchors[number % len(anchors)], streams[number % len(anchors)]
+            fresh = islice((architecture for architecture in stream if architecture.digest not in taken), ATTEMPTS)
+            found = next((a for a in fresh if abs(self.ms(a) / self.ms(anchor) - 1) <= within), None)
+            if found is not None:
+                taken.add(found.digest)
+                yield Candidate(RANDOM, f"random {number + 1}", found)
+            elif number < len(anchors):
+                raise InputError(
+                    f"no random network of {draws.space.name!r} was found within {100 * within:g} % of the {self.ms(anchor):.3f} ms that network "
+                    f"{anchor.digest} takes, by table and clock (at most {ATTEMPTS} are measured); widen --within, or give the searched space"
+                )
+
+    def _around(self, space: Space, anchor: Architecture, within: float, rng: Random) -> Iterator[Architecture]:
+        ms = self.table.estimate(anchor).total_ms
+        price = ExpectedLatency(space, self.table, self.table.target).exact
+        return between(space, ms * (1 - within), ms * (1 + within), price, rng)
+
+
+def by_digest(candidates: Sequence[Candidate]) -> Mapping[str, Architecture]:
+    """Each network once."""
+    return {candidate.digest: candidate.architecture for candidate in candidates}

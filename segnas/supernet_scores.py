@@ -1,0 +1,151 @@
+"""Supernet scores: networks drawn by a search and uniformly, and what its supernet says of each, kept in a journal."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from segnas.arch import Architecture, canonical_json
+from segnas.errors import InputError
+from segnas.files import sha256_of
+from segnas.journals import Journal
+from segnas.measuring import Progress
+from segnas.search.draws import distinct
+from segnas.search.scoring import Scorer, StatisticsBatches, load_supernet, spread_indices, supernet_score, untrained_supernet
+from segnas.search.space import Space
+from segnas.search.supernet import Supernet
+from segnas.steps import read_scores
+from segnas.trainings import Schedule
+
+FROM_SEARCH, UNIFORM = "search", "uniform"
+
+
+@dataclass(frozen=True)
+class SearchedRun:
+    """A search of the space: its checkpoint, and the probabilities of every decision's options that it ended at."""
+
+    name: str
+    checkpoint: Path
+    probabilities: Mapping[str, Sequence[float]]
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hexadecimal digits of the checkpoint's content."""
+        return sha256_of(self.checkpoint)[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How supernets are asked: so many batches of training images for the normalisations' statistics, and at most `images` of the judged split
+    to be scored, evenly spread (None: all).
+    """
+
+    batches: int
+    batch: int
+    images: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A network of the study: by which genotype, and whether by the search's probabilities or uniformly."""
+
+    drawn: str
+    genotype: dict[str, int]
+    architecture: Architecture
+
+    @property
+    def key(self) -> str:
+        """12 hexadecimal digits of the genotype: which weights are inherited depends on it."""
+        return hashlib.sha256(canonical_json(self.genotype).encode()).hexdigest()[:12]
+
+
+def searched_run(space: Space, folder: Path) -> SearchedRun:
+    """What `segnas search` left in a folder; refused where it is of another space or incomplete."""
+    scores = read_scores(folder / "search.json", space)
+    probabilities = {name: [math.exp(score) for score in options] for name, options in scores.items()}
+    checkpoint = folder / "search.checkpoint.safetensors"
+    load_supernet(space, checkpoint)
+    return SearchedRun(folder.resolve().name, checkpoint, probabilities)
+
+
+def draw(space: Space, probabilities: Mapping[str, Sequence[float]], count: int, seed: int) -> tuple[Drawn, ...]:
+    """So many distinct networks, the search's first; InputError where the space has fewer."""
+    rng = Random(seed)
+    found = [Drawn(FROM_SEARCH, g, a) for g, a in islice(distinct(space, rng, probabilities), count - count // 2)]
+    taken = {network.architecture.digest for network in found}
+    uniform = (Drawn(UNIFORM, g, a) for g, a in distinct(space, rng) if a.digest not in taken)
+    found += islice(uniform, count - len(found))
+    if len(found) < count:
+        raise InputError(f"{count} networks of {space.name!r} were asked for, and {len(found)} could be drawn; ask for fewer")
+    return tuple(found)
+
+
+def supernet_scores(
+    space: Space,
+    runs: Sequence[SearchedRun],
+    drawn: Sequence[Drawn],
+    schedule: Schedule,
+    scoring: Scoring,
+    *,
+    path: Path,
+    seed: int,
+    progress: Progress,
+) -> dict[str, list[float]]:
+    """Every supernet's scores of every network, by the predictor's name; with statistics estimated anew, as inherited, and of an untrained supernet.
+
+    A score that is in the journal at `path` is not computed again. InputError where the space's networks cannot inherit.
+    """
+    journal, on = _ScoreJournal(path), scored_on(schedule, scoring, seed)
+    size = (schedule.target.height, schedule.target.width)
+    scorer = Scorer(schedule.evaluation, spread_indices(len(schedule.evaluation), scoring.images), size)
+    batches = StatisticsBatches(schedule.train, count=scoring.batches, batch=scoring.batch, size=size, seed=seed)
+
+    def scores(name: str, identity: str, supernet: Supernet, statistics: bool) -> list[float]:
+        found: list[float] = []
+        for number, network in enumerate(drawn):
+            progress(number, len(drawn), f"{name}: {network.architecture.digest}")
+            key = {"supernet": identity, "genotype": network.key, "on": on, "statistics": statistics}
+            asked = partial(supernet_score, supernet, network.genotype, scorer, batches if statistics else None)
+            found.append(journal.score(key, asked))
+        return found
+
+    found: dict[str, list[float]] = {}
+    for number, run in enumerate(runs, 1):
+        name = f"supernet {number} ({run.name})" if len(runs) > 1 else "supernet"
+        supernet = load_supernet(space, run.checkpoint)
+        found[name] = scores(name, run.digest, supernet, True)
+        found[f"{name}, not re-estimated"] = scores(name, run.digest, supernet, False)
+    untrained = untrained_supernet(space, seed)
+    return {**found, "untrained supernet": scores("untrained supernet", f"untrained {space.name} {seed}", untrained, True)}
+
+
+def scored_on(schedule: Schedule, scoring: Scoring, seed: int) -> dict[str, Any]:
+    """What a score depends on beside supernet and genotype, as JSON values."""
+    identity = {name: schedule.identity[name] for name in ("learned", "judged", "size")}
+    return {**identity, "batches": scoring.batches, "batch": scoring.batch, "images": scoring.images, "seed": seed}
+
+
+class _ScoreJournal:
+    """Scores by everything that they depend on; one that is there is not computed again."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal = Journal(path)
+        self._known: dict[str, float] = {}
+        for number, entry in enumerate(self._journal.entries, 1):
+            miou, key = entry.get("miou"), {name: value for name, value in entry.items() if name != "miou"}
+            if not isinstance(miou, float):
+                raise self._journal.damaged(number)
+            self._known[canonical_json(key)] = miou
+
+    def score(self, key: Mapping[str, Any], by: Callable[[], float]) -> float:
+        """The score under that key, from the journal or else by that."""
+        text = canonical_json(dict(key))
+        if text not in self._known:
+            self._known[text] = by()
+            self._journal.add({**key, "miou": self._known[text]})
+        return self._known[text]
