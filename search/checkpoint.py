@@ -13,6 +13,9 @@ from torch import Tensor
 from segnas.errors import IncompatibleError, InputError
 from segnas.files import plain, write_bytes
 
+CHECKPOINT_NAME = "search.checkpoint.safetensors"
+"""What a search's checkpoint is called in the folder of its run."""
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
     """Write tensors and state; equal content gives equal bytes."""

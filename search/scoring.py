@@ -40,7 +40,7 @@ def load_supernet(space: Space, checkpoint: Path) -> Supernet:
     found = str(identity.get("space"))  # pyright: ignore[reportUnknownArgumentType]
     if found != space.name:
         raise IncompatibleError(f"{checkpoint} is a supernet of {found!r}; {space.name!r} is asked for: give the space that was searched")
-    supernet = Supernet(space)
+    supernet = Supernet(space, parts=int(identity.get("settings", {}).get("parts", 1)))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     try:
         supernet.load_state_dict(weights)
     except RuntimeError as error:

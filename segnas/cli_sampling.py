@@ -20,6 +20,7 @@ from segnas.cli_options import DATASET, DEVICE, FILE, JSON, ROOT, SEED, emit
 @click.option("--trials", type=click.IntRange(1), required=True, help="Networks to score, by all workers together.")
 @click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [train] section is the schedule.")
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps a network, in place of the recipe's.")
+@click.option("--supernet", type=FILE, help="Folder of a search of SPACE: networks are scored with its weights, in seconds, in place of a training.")
 @click.option("--storage", help="Where the study lies: sqlite:///FILE, journal:FILE, or a database's address.  [default: OUT/study.db]")
 @click.option("--study", help="Name of the study in the storage.  [default: SPACE-STRATEGY]")
 @click.option("--out", type=FILE, required=True, help="Folder for arch.json, sampled.json and trials.jsonl.")
@@ -39,6 +40,7 @@ def sample(
     trials: int,
     recipe: str,
     steps: int | None,
+    supernet: Path | None,
     storage: str | None,
     study: str | None,
     out: Path,
@@ -86,6 +88,7 @@ def sample(
             device=device,
             seed=seed,
             progress=progress,
+            supernet=supernet,
         )
     digest, estimate = found.derived.architecture.digest, found.estimate
     values = {"architecture": digest, "score": found.score, "predicted_ms": estimate.total_ms, "budget_ms": value, "trials": found.counts}

@@ -28,6 +28,7 @@ from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.runtime.session import open_session
 from segnas.search.budget import Measurement, budget_ms, budget_texts, read_budget
+from segnas.search.checkpoint import CHECKPOINT_NAME
 from segnas.search.pretrained import require_known
 from segnas.search.settings import METHODS
 from segnas.search.space import Space
@@ -59,7 +60,7 @@ _PRODUCTS = (
 
 _UNFINISHED = {
     "measurements.jsonl": "table.json",
-    "search.checkpoint.safetensors": "budget.json",
+    CHECKPOINT_NAME: "budget.json",
     TRACE_NAME: "budget.json",
     "weights.checkpoint.safetensors": "arch.json",
 }

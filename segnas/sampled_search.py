@@ -9,6 +9,8 @@ from segnas.data import Dataset
 from segnas.files import plain, require_writable, write_noun, write_text
 from segnas.latency import LatencyTable
 from segnas.measuring import Progress, require_entries
+from segnas.search.checkpoint import CHECKPOINT_NAME
+from segnas.search.inherited_score import inherited_score
 from segnas.search.proposals import Strategy
 from segnas.search.sampled import Sampled, sample, study_identity
 from segnas.search.space import Space
@@ -32,17 +34,23 @@ def sample_space(
     device: str,
     seed: int,
     progress: Progress,
+    supernet: Path | None = None,
 ) -> Sampled:
-    """Work on a study until so many trials are done, each scored by training, and write `arch.json`, `sampled.json` and `trials.jsonl` into `out`.
+    """Work on a study until so many trials are done, and write `arch.json`, `sampled.json` and `trials.jsonl` into `out`.
 
-    `budget` is in ms, by the table; the network that is found was not measured. Several workers may write into one folder: they write the same.
+    A network is scored by a training, or by the weights of the search in folder `supernet`. `budget` is in ms, by the table; the network that is
+    found was not measured. Several workers may write into one folder: they write the same.
     """
     require_device(device)
     require_entries(space, table)
     for file in ("arch.json", "sampled.json", "trials.jsonl"):
         require_writable(out / file)
     target, folder = table.target, out / "training"
-    scoring = trained_score(space, dataset, settings, height=target.height, width=target.width, seed=seed, folder=folder, device=device)
+    height, width = target.height, target.width
+    if supernet is None:
+        scoring = trained_score(space, dataset, settings, height=height, width=width, seed=seed, folder=folder, device=device)
+    else:
+        scoring = inherited_score(space, supernet / CHECKPOINT_NAME, dataset, height=height, width=width, seed=seed)
     found = sample(space, table, strategy, scoring, budget_ms=budget, trials=trials, storage=storage, name=name, seed=seed, progress=progress)
     write_sampled(found, study_identity(space, table, strategy, budget, seed, scoring.schedule), name, out)
     return found

@@ -15,6 +15,7 @@ from segnas.errors import InputError
 from segnas.files import sha256_of
 from segnas.journals import Journal
 from segnas.measuring import Progress
+from segnas.search.checkpoint import CHECKPOINT_NAME
 from segnas.search.draws import distinct
 from segnas.search.scoring import Scorer, StatisticsBatches, load_supernet, spread_indices, supernet_score, untrained_supernet
 from segnas.search.space import Space
@@ -68,7 +69,7 @@ def searched_run(space: Space, folder: Path) -> SearchedRun:
     """What `segnas search` left in a folder; refused where it is of another space or incomplete."""
     scores = read_scores(folder / "search.json", space)
     probabilities = {name: [math.exp(score) for score in options] for name, options in scores.items()}
-    checkpoint = folder / "search.checkpoint.safetensors"
+    checkpoint = folder / CHECKPOINT_NAME
     load_supernet(space, checkpoint)
     return SearchedRun(folder.resolve().name, checkpoint, probabilities)
 

@@ -34,7 +34,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = tuple(Entry(o, "block", 0.05 + 2 * int(o.digest, 16) / 16**12, 0.0, 1, "made up", "") for o in TINY.all_operations(target))
     save_table(folder / "table.json", LatencyTable(TINY.name, target, entries))
     (folder / "short.toml").write_text(
-        'name = "short"\nspace = "cas-tiny"\nbudget = "8ms"\n[train]\nsteps = 9\nwarmup = 1\nbatch = 2\ncrop = [32, 64]\n'
+        'name = "short"\nspace = "cas-tiny"\nbudget = "8ms"\n'
+        "[search]\nsteps = 2\nwarmup = 1\nbatch = 2\ncrop = [64, 64]\n"
+        "[train]\nsteps = 9\nwarmup = 1\nbatch = 2\ncrop = [32, 64]\n"
     )
     return folder
 
@@ -47,6 +49,21 @@ def run(made: Path, tmp_path: Path) -> Callable[..., Result]:
         return CliRunner().invoke(segnas, [*map(str, given), *map(str, words)])
 
     return invoke
+
+
+def test_a_supernet_scores_in_place_of_a_training(run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segnas.measuring.require_live", lambda *_: None)
+    words = ["search", "cas-tiny", "--table", made / "table.json", "--data-root", made / "streets", "--recipe", made / "short.toml"]
+    found = CliRunner().invoke(segnas, [*map(str, words), "--budget", "p40", "--out", str(tmp_path / "searched")])
+    assert found.exit_code == 0, found.exception
+    result = run("--strategy", "random", "--supernet", tmp_path / "searched")
+    assert result.exit_code == 0, result.exception
+    sampled = read_json(tmp_path / "out" / "sampled.json")
+    assert "the supernet's weights" in sampled["asked"]["schedule"]["score"]
+    assert sampled["best"]["score"] == json.loads(result.stdout)["score"] >= 0
+    assert not (tmp_path / "out" / "training").exists()
+    refused = run("--strategy", "random")  # the same study, scored otherwise
+    assert isinstance(refused.exception, IncompatibleError)
 
 
 @pytest.mark.parametrize("strategy", ["random", "evolution"])
