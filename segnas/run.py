@@ -156,7 +156,7 @@ def run_several(work: Run, *, resume: bool = False) -> tuple[Report, ...]:
         folder = work.folder / text
         part = replace(work, recipe=replace(work.recipe, budget=text), folder=folder, streets_folder=work.streets_folder or work.folder / "streets")
         _claim(part, (folder / "recipe.json").is_file())
-        for name in ("table.json", "search.json"):
+        for name in ("table.json", "search.json", TRACE_NAME):
             if not (folder / name).is_file():
                 write_text(folder / name, (work.folder / name).read_text(encoding="utf-8"))
         for step in (_budget, _derive, _train, _export, _bench):

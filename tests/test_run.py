@@ -124,6 +124,30 @@ def stamps(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_mtime_ns for name in PRODUCTS}
 
 
+def test_several_budgets_share_one_search(tmp_path: Path, recipe: Recipe, table_file: Path) -> None:
+    folder, both = tmp_path / "several", replace(recipe, budget="p40,p65")
+    reports = segnas.run.run_several(made(both, folder, table_file))
+    assert [report.budget.asked for report in reports] == ["p40", "p65"]
+    assert reports[0].budget.budget_ms < reports[1].budget.budget_ms
+    asked = read_json(folder / "budget.json")
+    assert asked["budget_ms"] == pytest.approx((reports[0].budget.budget_ms * reports[1].budget.budget_ms) ** 0.5)
+    for report in reports:
+        own = folder / report.budget.asked
+        assert (own / "search.json").read_bytes() == (folder / "search.json").read_bytes()
+        low, high = bounds(0.004)
+        within = {digest: ms for digest, _, ms in report.budget.measurements}[report.architecture_digest]
+        assert low * report.budget.budget_ms <= within <= high * report.budget.budget_ms
+        assert read_noun(own / "report.json", Report) == report
+    assert not (folder / "arch.json").exists()
+    (folder / "p65" / "derive.json").unlink()
+    before = (folder / "p40" / "report.json").stat().st_mtime_ns
+    again = segnas.run.run_several(made(both, folder, table_file), resume=True)
+    assert (folder / "p40" / "report.json").stat().st_mtime_ns == before
+    assert again[1].architecture == reports[1].architecture
+    with pytest.raises(UsageError, match="already holds a run"):
+        segnas.run.run_several(made(both, folder, table_file))
+
+
 def test_everything_in_the_report_is_of_the_same_network(finished: tuple[Path, Report, Clock], table_file: Path) -> None:
     folder, report, clock = finished
     assert read_noun(folder / "report.json", Report) == report
