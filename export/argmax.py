@@ -18,7 +18,7 @@ ALIASED_BYTES = 4096
 
 
 def labels_template(operation: Operation, runtime: str) -> Template:
-    """What turns logits (N, C, H, W) into labels (N, H, W) fastest on that runtime; the same labels, whichever it is."""
+    """What turns logits (N, C, H, W) into labels (N, H, W) fastest on that `Target.backend`; the same labels, whichever it is."""
     logits = operation.inputs[0]
     aliased = 4 * logits.height * logits.width % ALIASED_BYTES == 0
     return _comparisons(logits.channels) if runtime == "onnxruntime" and aliased and logits.channels > CACHE_WAYS else argmax_template()

@@ -44,7 +44,7 @@ def onnx_from_network(network: Network, target: Target, *, metadata: Mapping[str
     if values[-1] == "input":  # a network of nothing but skips
         graph.node.append(onnx.helper.make_node("Identity", ["input"], ["logits"], "identity"))
     if target.output_contract == "labels":
-        _append(graph, labels_template(argmax_operation(walk[-1].output), target.runtime), "argmax", ["logits"], "labels", {})
+        _append(graph, labels_template(argmax_operation(walk[-1].output), target.backend), "argmax", ["logits"], "labels", {})
         shape = [target.batch, walk[-1].output.height, walk[-1].output.width]
         graph.output.append(onnx.helper.make_tensor_value_info("labels", onnx.TensorProto.UINT8, shape))
     else:

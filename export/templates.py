@@ -130,7 +130,7 @@ def _exported(operations: Sequence[Operation], batch: int) -> list[Template]:
 
 def plain_export(module: nn.Module, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
     """What `torch.onnx.export` makes of a module in evaluation mode, at OPSET; its harmless warnings are kept quiet."""
-    with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx"):
+    with torch.no_grad(), warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
         program = torch.onnx.export(module.eval(), inputs, dynamo=True, opset_version=OPSET, verbose=False)
     assert program is not None
@@ -141,7 +141,7 @@ def plain_export(module: nn.Module, inputs: tuple[Tensor, ...]) -> onnx.ModelPro
 
 
 @contextmanager
-def _quiet(name: str) -> Generator[None]:
+def quiet(name: str) -> Generator[None]:
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

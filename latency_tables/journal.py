@@ -14,7 +14,7 @@ from segnas.files import plain, unplain, write_error
 from segnas.latency_tables.sentinel import Visit
 from segnas.target import Target
 
-SCHEMA = "segnas.profile_journal/1"
+SCHEMA = "segnas.profile_journal/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Record:
     def is_whole(self) -> bool:
         """Whether each rung was visited equally often, and every time is a positive number."""
         rounds = {len(turns) for turns in self.visits}
-        times = [ms for turns in self.visits for visit in turns for ms in (visit.sentinel_ms, *visit.samples_ms)]
+        times = [ms for turns in self.visits for visit in turns for ms in (visit.sentinel_ms, visit.took_ms, *visit.samples_ms)]
         sampled = all(visit.samples_ms for turns in self.visits for visit in turns)
         return (
             len(self.visits) == len(self.copies) > 1 and len(rounds) == 1 and 0 not in rounds and sampled and all(0 < ms < math.inf for ms in times)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from segnas.arch import Architecture, Node
 from segnas.errors import RequirementError
 from segnas.kinds import kind
-from segnas.latency import Timed
+from segnas.latency import Timed, sample_runs
 from segnas.target import Target
 from segnas.timing import interquartile_mean, percentile
 
@@ -24,10 +24,14 @@ OUTLYING = 0.15  # a round whose sentinel is further from the median is not used
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One turn of one network: its samples in ms, and the sentinel's ms just before and after, averaged."""
+    """One turn of one network: its samples in ms, the sentinel's ms just before and after, averaged, and what the turn took of the clock.
+
+    `took_ms` counts every run: those that a sample is the mean of, the one sample in each turn that is not kept, and the sentinel's.
+    """
 
     sentinel_ms: float
     samples_ms: tuple[float, ...]
+    took_ms: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -72,6 +76,7 @@ class Interleaver:
         self._runs_alone = target.threads == 1 and target.scope != "gpu"
         self._readings: deque[float] = deque(maxlen=3)
         self._runs = 2
+        self._took_ms = 0.0  # since the turn began
 
     def begin(self) -> None:
         """Read the sentinel three times after a pause."""
@@ -81,19 +86,21 @@ class Interleaver:
 
     def visit(self, network: Timed, runs: int) -> Visit:
         """One turn: a run that is not counted, `runs` that are, and the sentinel."""
+        self._took_ms = 0.0
         samples = self._sampled(network, runs)
         if len(samples) != runs or not all(math.isfinite(ms) and ms > 0 for ms in samples):
             raise RequirementError(f"the clock gave {samples} for {runs} runs; it does not work on this machine")
         self._read()
-        return Visit(round(percentile(tuple(self._readings), 50), 6), tuple(max(round(ms, 6), 1e-6) for ms in samples))
+        sentinel_ms = round(percentile(tuple(self._readings), 50), 6)
+        return Visit(sentinel_ms, tuple(max(round(ms, 6), 1e-6) for ms in samples), round(self._took_ms, 3))
 
     def _read(self) -> None:
         self._readings.append(percentile(self._sampled(self._sentinel, self._runs), 50))
 
     def _sampled(self, network: Timed, runs: int) -> tuple[float, ...]:
-        if self._runs_alone:
-            return tuple(alone_ms(network) for _ in range(runs + 1))[1:]
-        return network.sample(runs + 1)[1:]
+        samples = tuple(alone_ms(network) for _ in range(runs + 1)) if self._runs_alone else network.sample(runs + 1)
+        self._took_ms += math.fsum(samples) * sample_runs(network)
+        return samples[1:]
 
 
 def alone_ms(network: Timed) -> float:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from segnas.errors import InputError
+from segnas.latency import sample_runs
 from segnas.report import Timing
 from segnas.runtime.session import Session
 from segnas.timing import Disturbance, cpu_times, disturbance, percentile
@@ -28,10 +29,11 @@ def bench(
     """Time the session, one query in flight, for at least `min_seconds` and `min_runs`, after a warm-up that lasts until it is steady.
 
     The warm-up takes `warmup_seconds` at least and ten times as long at most. `progress(share)` is told how much is done, 0 to 1. `end_to_end` is
-    from the input in the host's memory to the answer there. InputError for another scope: this session cannot tell it.
+    from the input in the host's memory to the answer there; `gpu` is on the device alone, each sample the mean of a batch. InputError for another
+    scope than the session's target has: its samples are of that one.
     """
-    if scope != "end_to_end":
-        raise InputError(f"scope {scope!r} was asked for; a session of {session.target.runtime!r} is timed 'end_to_end'")
+    if scope != session.target.scope:
+        raise InputError(f"scope {scope!r} was asked for; this session of {session.target.backend!r} is timed {session.target.scope!r}")
     if min_runs < 2 or min_seconds < 0:
         raise InputError(f"{min_runs} runs and {min_seconds} s were asked for; at least 2 runs are needed")
     warmup_runs, part, steady = _warmed(session, warmup_seconds)
@@ -60,8 +62,8 @@ def bench(
         p99_ms=percentile(times, 99),
         max_ms=max(times),
         coefficient_of_variation=variation,
-        throughput_qps=len(times) / duration,
-        warnings=_warnings(variation, around, steady),
+        throughput_qps=len(times) * sample_runs(session) / duration,
+        warnings=(*_warnings(variation, around, steady), *getattr(session, "warnings", ())),
         conditions=_conditions(session, load, around),
     )
 
@@ -70,7 +72,7 @@ def _warmed(session: Session, seconds: float) -> tuple[int, int, bool]:
     """Run until two parts in a row agree; the runs made, the runs in a part of 0.1 s, and whether it became steady."""
     started = time.perf_counter()
     first = session.sample(2)
-    part = max(3, min(1000, round(1000 * _PART_S / max(first[-1], 1e-3))))
+    part = max(3, min(1000, round(1000 * _PART_S / max(first[-1] * sample_runs(session), 1e-3))))
     runs, last = 2, math.inf
     while True:
         times = session.sample(part)
@@ -97,7 +99,11 @@ def _warnings(variation: float, around: Disturbance | None, steady: bool) -> tup
 
 
 def _conditions(session: Session, load: str, around: Disturbance | None) -> tuple[tuple[str, str], ...]:
-    conditions = dict(session.target.options) | {"load_before": load, "load_after": _load(), "threads": str(session.target.threads)}
+    conditions = (
+        dict(session.target.options)
+        | dict(getattr(session, "conditions", ()))
+        | {"load_before": load, "load_after": _load(), "threads": str(session.target.threads)}
+    )
     if hasattr(os, "sched_getaffinity"):
         conditions["affinity"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     if around is not None:

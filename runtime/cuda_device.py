@@ -69,7 +69,31 @@ class Graph(Protocol):
         ...
 
 
-class DeviceLayer(Protocol):
+class GpuClock(Protocol):
+    """What timing needs of a device: events on its stream, the host's clock, and the GPU's own clocks."""
+
+    def event(self) -> Any:
+        """An event, recorded now on the stream."""
+        ...
+
+    def elapsed_ms(self, first: Any, last: Any) -> float:
+        """Time between two events that have happened."""
+        ...
+
+    def synchronise(self) -> None:
+        """Wait for all that was enqueued."""
+        ...
+
+    def host_ms(self) -> float:
+        """The host's clock."""
+        ...
+
+    def clocks(self) -> Clocks | None:
+        """The clocks now, work still under way; None where they cannot be read."""
+        ...
+
+
+class DeviceLayer(GpuClock, Protocol):
     """What a session needs of CUDA, on one stream of its own; the tests give a simulated device."""
 
     @property
@@ -111,26 +135,6 @@ class DeviceLayer(Protocol):
         """Run it a few times to warm up, then record it."""
         ...
 
-    def event(self) -> Any:
-        """An event, recorded now on the stream."""
-        ...
-
-    def elapsed_ms(self, first: Any, last: Any) -> float:
-        """Time between two events that have happened."""
-        ...
-
-    def synchronise(self) -> None:
-        """Wait for all that was enqueued."""
-        ...
-
-    def host_ms(self) -> float:
-        """The host's clock."""
-        ...
-
-    def clocks(self) -> Clocks | None:
-        """The clocks now, work still under way; None where they cannot be read."""
-        ...
-
 
 class CudaDevice:
     """`DeviceLayer` on torch.cuda; RequirementError where there is no CUDA device."""
@@ -138,7 +142,7 @@ class CudaDevice:
     def __init__(self, index: int | None = None) -> None:
         if not torch.cuda.is_available():
             raise RequirementError(
-                f"runtime 'torch' needs an NVIDIA GPU and a CUDA build of torch; torch {torch.__version__} sees none here: run `segnas doctor`, or "
+                f"PyTorch on a GPU needs an NVIDIA GPU and a CUDA build of torch; torch {torch.__version__} sees none here: run `segnas doctor`, or "
                 "give --runtime onnxruntime"
             )
         self._device = torch.device("cuda", torch.cuda.current_device() if index is None else index)

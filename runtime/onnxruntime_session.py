@@ -3,8 +3,6 @@
 Its default number of threads costs 1.85x where there are fewer cores, and a missing provider falls back to the CPU with a warning: both are refused.
 """
 
-import os
-import platform
 import tempfile
 import time
 from collections import Counter
@@ -18,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from segnas.errors import InputError, RequirementError
+from segnas.runtime.processor import available_cores, device_name
 from segnas.runtime.session import Port, Specification, require_image
 from segnas.target import Target
 
@@ -40,15 +39,15 @@ class OnnxRuntimeSession:
     def __init__(self, content: bytes, target: Target) -> None:
         self.target = target
         self._session: ort.InferenceSession | None = _opened(content, target)
-        self.specification = _specification(self._session)
-        _require_target(self.specification, target)
+        self.specification = specification_of(self._session)
+        require_target(self.specification, target)
         self._binding: ort.IOBinding | None = None
 
     def run(self, image: NDArray[np.float32]) -> NDArray[Any]:
         """Labels or logits of a normalised image (N, C, H, W) float32."""
         session = self._open()
         require_image(image, self.specification.input)
-        with _translated("the engine failed while running"):
+        with translated("the engine failed while running"):
             return cast(NDArray[Any], session.run([self.specification.output.name], {self.specification.input.name: image})[0])
 
     def sample(self, runs: int) -> tuple[float, ...]:
@@ -57,7 +56,7 @@ class OnnxRuntimeSession:
         binding = self._binding = self._binding or self._bound(session)
         clock, call = time.perf_counter_ns, session.run_with_iobinding
         stamps = [0] * (2 * runs)
-        with _translated("the engine failed while running"):
+        with translated("the engine failed while running"):
             for index in range(0, 2 * runs, 2):
                 stamps[index] = clock()
                 call(binding)
@@ -83,6 +82,11 @@ class OnnxRuntimeSession:
         return binding
 
 
+def open_onnxruntime(content: bytes, target: Target, sha256: str | None = None) -> OnnxRuntimeSession:
+    """An ONNX engine on the CPU; ONNX Runtime reads it as data, and needs no sha256. Errors are those of `open_session`."""
+    return OnnxRuntimeSession(content, target)
+
+
 def cpu_target(
     height: int, width: int, threads: int = 1, *, output_contract: str = "labels", batch: int = 1, spinning: bool = False, optimisation: str = "all"
 ) -> Target:
@@ -105,23 +109,6 @@ def cpu_target(
     )
 
 
-def device_name() -> str:
-    """The CPU's model and the machine's number of cores."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))), model)
-    except OSError:
-        pass
-    count = os.cpu_count() or 1
-    return f"{' '.join(model.split())}, {count} core{'s' if count > 1 else ''}"
-
-
-def available_cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def optimised_nodes(content: bytes, target: Target) -> Counter[str]:
     """How many nodes of each type ONNX Runtime really runs, after fusion and changes of layout (`ReorderInput` and `ReorderOutput` among them)."""
     import onnx  # only here: running an engine does not need it
@@ -132,15 +119,21 @@ def optimised_nodes(content: bytes, target: Target) -> Counter[str]:
         return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-def _options(target: Target, optimised: Path | None) -> ort.SessionOptions:
-    chosen = chosen_options(target)
+def session_options(threads: int, optimisation: str) -> ort.SessionOptions:
+    """What every session here has in common: nothing left to choose, nothing on stderr."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = target.threads
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = _LEVELS[chosen["optimisation"]]
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if chosen["spinning"] == "on" else "0")
+    options.graph_optimization_level = _LEVELS[optimisation]
     options.log_severity_level = _FATAL
+    return options
+
+
+def _options(target: Target, optimised: Path | None) -> ort.SessionOptions:
+    chosen = chosen_options(target)
+    options = session_options(target.threads, chosen["optimisation"])
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if chosen["spinning"] == "on" else "0")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     return options
@@ -166,7 +159,7 @@ def _opened(content: bytes, target: Target, optimised: Path | None = None) -> or
         )
     if not content:
         raise InputError("the engine is empty (0 bytes); run `segnas export` again")
-    with _translated("onnxruntime cannot open this engine"):
+    with translated("onnxruntime cannot open this engine"):
         session = ort.InferenceSession(content, _options(target, optimised), providers=[provider])
     if session.get_providers()[0] != provider:
         raise RequirementError(f"provider {provider!r} was asked for, and onnxruntime fell back to {', '.join(session.get_providers())}")
@@ -174,7 +167,7 @@ def _opened(content: bytes, target: Target, optimised: Path | None = None) -> or
 
 
 @contextmanager
-def _translated(what: str) -> Generator[None]:
+def translated(what: str) -> Generator[None]:
     """Turn the exceptions of onnxruntime, which share no base of their own, into ours."""
     try:
         yield
@@ -189,7 +182,8 @@ def _translated(what: str) -> Generator[None]:
         raise InputError(f"{what}: {reason}; the file may be damaged or cut short: run `segnas export` again") from None
 
 
-def _specification(session: ort.InferenceSession) -> Specification:
+def specification_of(session: ort.InferenceSession) -> Specification:
+    """What the engine reads and gives; InputError where that is not one static image in and one map out."""
     reads, gives = session.get_inputs(), session.get_outputs()
     if len(reads) != 1 or len(gives) != 1:
         raise InputError(f"the engine has {len(reads)} inputs and {len(gives)} outputs; one image in and one map out is needed")
@@ -203,7 +197,8 @@ def _specification(session: ort.InferenceSession) -> Specification:
     return Specification(ports[0], ports[1])
 
 
-def _require_target(specification: Specification, target: Target) -> None:
+def require_target(specification: Specification, target: Target) -> None:
+    """InputError for an engine of another size, batch or output contract than the target's."""
     reads, gives = specification.input, specification.output
     if len(reads.shape) != 4 or (reads.shape[0], *reads.shape[2:]) != (target.batch, target.height, target.width):
         raise InputError(

@@ -26,6 +26,9 @@ from segnas.timing import Measured, interquartile_mean
 LEAST, MOST, SURE = 3, 7, 0.005
 """Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
 
+ROUNDS = 24
+"""Rounds in each process: three times as many as where several networks share one; our choice."""
+
 Engines = Mapping[str, bytes]
 """Exported networks by the digest of their architecture, the sentinel's among them."""
 
@@ -72,7 +75,7 @@ def _main(folder: Path) -> None:
     def prepare(architecture: Architecture, wanted: Target) -> Timed:
         return open_session((folder / f"{architecture.digest}.engine").read_bytes(), wanted)
 
-    found = measure_all(networks, target, prepare=prepare, sentinel_ref_ms=task["reference_ms"], seed=task["seed"])
+    found = measure_all(networks, target, prepare=prepare, sentinel_ref_ms=task["reference_ms"], seed=task["seed"], rounds=ROUNDS)
     sys.stdout.write(json.dumps({a.digest: m for a, m in zip(networks, found, strict=True)}) + "\n")
 
 

@@ -16,6 +16,9 @@ from segnas.cli_new_tables import tables
 from segnas.cli_options import CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
 from segnas.cli_sampling import sample
 from segnas.errors import UsageError
+from segnas.target import CPU_BACKENDS, GPU_BACKENDS
+
+HALF_PRECISION = ("torch", "aotinductor-cuda")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -160,8 +163,14 @@ def spaces(classes: int, as_json: bool) -> None:
 @CLASSES
 @click.option("--networks", type=click.IntRange(0), default=10, show_default=True, help="Whole random networks that calibrate the sum.")
 @click.option("--out", type=FILE, required=True, help="The table, a .json file; an interrupted profile continues from its journal.")
-@click.option("--runtime", type=click.Choice(["onnxruntime", "torch"]), default="onnxruntime", show_default=True, help="torch: a CUDA GPU.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16 on a GPU only.")
+@click.option(
+    "--runtime",
+    type=click.Choice([*CPU_BACKENDS, *GPU_BACKENDS]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the networks: on this CPU, or (torch, and what ends in -cuda) on a CUDA GPU.",
+)
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16 by torch and aotinductor-cuda only.")
 @click.option("--strict", is_flag=True, help="Refuse to measure on a machine that is not quiet.")
 @SEED
 @JSON
@@ -182,18 +191,17 @@ def profile(
 
     Example: segnas profile cas-fast --size 360x480 --classes 11 --out cas-fast.json
     """
-    from segnas.measuring import SERVICES, make_table
-    from segnas.runtime.onnxruntime_session import cpu_target
-    from segnas.runtime.torch_session import torch_target
+    from segnas.measuring import SERVICES, gpu_target, make_table, processor_target
     from segnas.screen import RichScreen
     from segnas.search.spaces import space as named_space
     from segnas.target import parse_size
 
     require_suffix(out, ".json")
-    if runtime == "onnxruntime" and precision != "fp32":
-        raise UsageError(f"--precision {precision} was given; a table of onnxruntime on a CPU is fp32: add --runtime torch on a machine with a GPU")
-    wanted = named_space(space, classes)
-    target = torch_target(*parse_size(size), precision=precision) if runtime == "torch" else cpu_target(*parse_size(size), threads=threads)
+    if runtime not in HALF_PRECISION and precision != "fp32":
+        raise UsageError(f"--precision {precision} was given; a table of {runtime} is fp32: add --runtime torch on a machine with a GPU")
+    wanted, (height, width) = named_space(space, classes), parse_size(size)
+    on_gpu = runtime in GPU_BACKENDS
+    target = gpu_target(runtime, height, width, precision=precision) if on_gpu else processor_target(runtime, height, width, threads)
     with RichScreen().step(f"measuring the operations of {space}") as progress:
         journal = out.with_suffix(".jsonl")
         table = make_table(
@@ -354,18 +362,28 @@ def train(
 @ROOT
 @click.option("--split", default="val", show_default=True, help="Split whose first images prove the export.")
 @click.option("--output", type=click.Choice(["labels", "logits"]), default="labels", show_default=True, help="What the engine gives.")
-@click.option("--out", type=FILE, required=True, help="Folder for model.onnx and its manifest.")
+@click.option(
+    "--runtime",
+    type=click.Choice(CPU_BACKENDS),
+    default="onnxruntime",
+    show_default=True,
+    help="What will run it: ONNX Runtime (an ONNX file) or AOTInductor (native code for this machine, compiled here).",
+)
+@click.option("--out", type=FILE, required=True, help="Folder for model.onnx (model.pt2 of AOTInductor) and its manifest.")
 @JSON
-def export(arch: Path, weights: Path, size: str, threads: int, name: str, data_root: Path, split: str, output: str, out: Path, as_json: bool) -> None:
-    """Export to ONNX and prove that the file computes what PyTorch does."""
+def export(
+    arch: Path, weights: Path, size: str, threads: int, name: str, data_root: Path, split: str, output: str, runtime: str, out: Path, as_json: bool
+) -> None:
+    """Export to ONNX, or compile ahead of time, and prove that the file computes what PyTorch does."""
     from segnas.arch import Architecture
     from segnas.data import open_dataset
     from segnas.files import plain, read_noun
-    from segnas.runtime.onnxruntime_session import cpu_target
+    from segnas.measuring import processor_target
     from segnas.steps import export_engine, load_network
     from segnas.target import parse_size
 
-    target = cpu_target(*parse_size(size), threads=threads, output_contract=output)
+    height, width = parse_size(size)
+    target = processor_target(runtime, height, width, threads, output_contract=output)
     network, _ = load_network(read_noun(arch, Architecture), weights)
     engine = export_engine(network, target, out, dataset=open_dataset(name, data_root, split))
     parity = engine.parity

@@ -131,6 +131,6 @@ def _graph_hashes(operations: Sequence[Operation], target: Target) -> Callable[[
     def hashes() -> dict[Operation, str]:
         with RichScreen().step("exporting operations") as progress:
             templates(operations, batch=target.batch, progress=lambda done, total: progress(done, total, ""))
-        return {o: graph_sha256(o, batch=target.batch, runtime=target.runtime) for o in operations}
+        return {o: graph_sha256(o, batch=target.batch, runtime=target.backend) for o in operations}
 
     return lambda operation: hashes()[operation]

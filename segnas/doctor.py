@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from segnas.compiler import Compiler, cpp_compiler
 from segnas.gpus import TITLES, code_of, is_in_project_range, releases_for, runs_on, what_to_install
+from segnas.target import CUDA_PROVIDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Check:
 
 def examine() -> tuple[Check, ...]:
     """Look, without changing or measuring anything."""
-    return (*_machine(), *_torch(), _onnxruntime(), *_tensorrt(), _camvid())
+    return (*_machine(), *_torch(), aotinductor_check(cpp_compiler()), *_onnxruntime(), *_tensorrt(), _camvid())
 
 
 def _machine() -> tuple[Check, ...]:
@@ -79,11 +81,33 @@ def runtimes_check(name: str, capability: str, machine: str) -> Check:
     )
 
 
-def _onnxruntime() -> Check:
+def aotinductor_check(compiler: Compiler | None) -> Check:
+    """Whether networks can be compiled ahead of time here, with that C++ compiler; to run a package needs none."""
+    if compiler is None:
+        return Check("aotinductor", "no C++ compiler", False, "--runtime aotinductor compiles: install g++, or name a compiler in CXX")
+    return Check("aotinductor", f"compiles with {compiler}", True, "a package runs on a machine like this one only")
+
+
+def _onnxruntime() -> tuple[Check, Check]:
     import onnxruntime
 
-    providers = ", ".join(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
-    return Check("onnxruntime", f"{onnxruntime.__version__}: {providers}", True)
+    available = onnxruntime.get_available_providers()
+    shown = ", ".join(name.removesuffix("ExecutionProvider") for name in available)
+    return Check("onnxruntime", f"{onnxruntime.__version__}: {shown}", True), onnxruntime_cuda_check(available)
+
+
+def onnxruntime_cuda_check(providers: Sequence[str]) -> Check:
+    """Whether this build of ONNX Runtime has the CUDA provider; whether that loads, and takes each node, is proven when an engine is opened."""
+    if CUDA_PROVIDER in providers:
+        return Check(
+            "onnxruntime-cuda", "the CUDA provider is in this build", True, "an engine whose nodes fall to the CPU is refused when it is opened"
+        )
+    return Check(
+        "onnxruntime-cuda",
+        f"no {CUDA_PROVIDER} in this build",
+        False,
+        '--runtime onnxruntime-cuda needs the package onnxruntime-gpu and an NVIDIA GPU: pip install "segnas[cuda]" in an environment of its own',
+    )
 
 
 def _tensorrt() -> tuple[Check, ...]:

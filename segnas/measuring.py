@@ -1,13 +1,12 @@
 """Measuring: tables, whole networks and engines, on the machine that is here; where export, runtime and latency tables are joined."""
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-
-import torch
 
 from segnas.apart import measured_apart, sure_of
 from segnas.arch import Architecture, Operation
@@ -26,14 +25,15 @@ from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_targe
 from segnas.latency_tables.store import save_table
 from segnas.latency_tables.transfer import transferred
 from segnas.measurements import MeasurementJournal
-from segnas.network import initialised
-from segnas.runtime.onnxruntime_session import available_cores, cpu_target
+from segnas.network import Network, initialised
+from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.runtime.processor import available_cores
 from segnas.runtime.session import open_session
 from segnas.search.draws import cheapest
 from segnas.search.draws import networks as random_networks
 from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Space
-from segnas.target import Target
+from segnas.target import GPU_BACKENDS, Target
 from segnas.timing import Measured, cpu_times, disturbance
 
 Progress = Callable[[int, int, str], None]
@@ -52,23 +52,44 @@ class Services:
 
 
 def prepare_probe(architecture: Architecture, target: Target) -> Timed:
-    """Export with random weights and open on the target's runtime; torch runs the network itself."""
+    """Export with random weights and open on the target's runtime; torch runs the network itself, AOTInductor compiles it."""
+    network = initialised(architecture, 0).eval()
     if target.runtime == "torch":
         from segnas.runtime.torch_session import open_torch
 
-        return open_torch(initialised(architecture, 0).eval(), architecture.nodes[0].channels, target)
-    return open_session(onnx_from_network(initialised(architecture, 0).eval(), target), target)
+        return open_torch(network, architecture.nodes[0].channels, target)
+    content = engine_from_network(network, target)
+    return open_session(content, target, sha256=hashlib.sha256(content).hexdigest())
+
+
+def engine_from_network(network: Network, target: Target, *, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The engine's file for that target: ONNX, or a package of AOTInductor."""
+    if target.runtime == "aotinductor":
+        from segnas.export.aotinductor import package_from_network
+
+        return package_from_network(network, target, metadata=metadata)
+    return onnx_from_network(network, target, metadata=metadata)
 
 
 def graph_hashes(target: Target) -> Callable[[Operation], str]:
     """What identifies an operation's exported graph on that target."""
-    return lambda operation: graph_sha256(operation, batch=target.batch, runtime=target.runtime)
+    return lambda operation: graph_sha256(operation, batch=target.batch, runtime=target.backend)
 
 
-def export_probes(operations: Sequence[Operation], target: Target, progress: Progress) -> None:
-    """Export all that the probes of these operations hold, at once: one export of many is much faster than many of one."""
-    needed = (*operations, *probe_operations(designs(operations, target)))
+def export_probes(operations: Sequence[Operation], target: Target, progress: Progress, networks: Sequence[Architecture] = ()) -> None:
+    """Export all that the probes of these operations hold, at once: one export of many is much faster than many of one.
+
+    For AOTInductor, compile the probes, the sentinel and these networks, several at a time: nothing compiles while something is timed.
+    """
+    plan = designs(operations, target)
+    needed = (*operations, *probe_operations(plan))
     templates(needed, batch=target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
+    if target.runtime == "aotinductor":
+        from segnas.export.aotinductor import compile_probes
+
+        probes = [(rung.architecture, rung.target(target)) for made in plan for rung in made.rungs]
+        whole = [(sentinel_architecture(), sentinel_target(target)), *((architecture, target) for architecture in networks)]
+        compile_probes([*whole, *probes], progress=lambda done, total: progress(done, total, "compiling networks"))
 
 
 def naming_operations(progress: Progress) -> Callable[[int, int, Operation], None]:
@@ -78,22 +99,27 @@ def naming_operations(progress: Progress) -> Callable[[int, int, Operation], Non
 
 def measure_network(architecture: Architecture, table: LatencyTable) -> Measured:
     """The sentinel-normalised latency of one network on the table's target, as the mean of several processes."""
-    return _measured(architecture, table, None)
+    return _measured(architecture, table, None, "")
 
 
 def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) -> Measured:
     """The sentinel-normalised latency of an engine's own file; `architecture` is what it was exported from."""
-    return _measured(architecture, table, read_engine(path)[1].read_bytes())
+    engine, artefact = read_engine(path)
+    return _measured(architecture, table, artefact, engine.sha256)
 
 
-def _measured(architecture: Architecture, table: LatencyTable, engine: bytes | None) -> Measured:
-    """Readings in new processes on a CPU, in this one on a GPU, whose memory is laid out anew with each engine."""
+def _measured(architecture: Architecture, table: LatencyTable, engine: Path | None, sha256: str) -> Measured:
+    """Readings of a network, or of its engine's file: in new processes with ONNX Runtime on a CPU, else in this one, opened anew for each."""
     target, reference = table.target, reference_ms(table)
-    if target.runtime != "onnxruntime":
-        return sure_of(lambda seed: measure(architecture, target, prepare=prepare_probe, sentinel_ref_ms=reference))
+    if target.backend != "onnxruntime":
+
+        def prepare(wanted: Architecture, on: Target) -> Timed:
+            return open_session(engine, on, sha256=sha256) if engine is not None and wanted == architecture else prepare_probe(wanted, on)
+
+        return sure_of(lambda seed: measure(architecture, target, prepare=prepare, sentinel_ref_ms=reference))
     sentinel = sentinel_architecture()
     engines = {
-        architecture.digest: engine or onnx_from_network(initialised(architecture, 0).eval(), target),
+        architecture.digest: engine.read_bytes() if engine is not None else onnx_from_network(initialised(architecture, 0).eval(), target),
         sentinel.digest: onnx_from_network(initialised(sentinel, 0).eval(), sentinel_target(target)),
     }
     return sure_of(lambda seed: measured_apart({architecture.digest: architecture}, engines, target, reference, seed)[architecture.digest])
@@ -131,7 +157,8 @@ def make_table(
         require_quiet()
     before = cpu_times()
     operations = space.all_operations(target)
-    export_probes(operations, target, progress)
+    drawn = random_networks(space, networks, Random(seed + 1))
+    export_probes(operations, target, progress, drawn)
     table = profile(
         space.name,
         operations,
@@ -143,7 +170,6 @@ def make_table(
         progress=naming_operations(progress),
         seed=seed,
     )
-    drawn = random_networks(space, networks, Random(seed + 1))
     progress(len(operations), len(operations), f"calibrating on {networks} networks")
     if networks:
         measured = MeasurementJournal(journal.with_suffix(".networks.jsonl"), table.prices_digest)
@@ -211,11 +237,37 @@ def table_elsewhere(table: LatencyTable) -> bool:
 
 def here(target: Target) -> Target:
     """This machine, asked as that target asks; where it cannot serve that runtime, as ONNX Runtime on its CPU, which differs."""
-    if target.runtime == "torch" and torch.cuda.is_available():
-        from segnas.runtime.torch_session import torch_target
+    height, width, contract = target.height, target.width, target.output_contract
+    threads = min(target.threads, available_cores())
+    try:
+        if target.backend in GPU_BACKENDS:
+            return gpu_target(
+                target.backend, height, width, precision=target.precision, output_contract=contract, batch=target.batch, scope=target.scope
+            )
+        if target.backend == "aotinductor":
+            return processor_target(target.backend, height, width, threads, output_contract=contract, batch=target.batch)
+    except RequirementError:
+        pass  # it is another machine's, and the fields that differ say so
+    return replace(cpu_target(height, width, output_contract=contract), threads=threads)
 
-        return torch_target(
-            target.height, target.width, precision=target.precision, output_contract=target.output_contract, batch=target.batch, scope=target.scope
-        )
-    cpu = cpu_target(target.height, target.width, output_contract=target.output_contract)
-    return replace(cpu, threads=min(target.threads, available_cores()))
+
+def processor_target(backend: str, height: int, width: int, threads: int, *, output_contract: str = "labels", batch: int = 1) -> Target:
+    """This machine's CPU by one of `CPU_BACKENDS`; InputError for more threads than cores, RequirementError for what is not installed."""
+    if backend == "aotinductor":
+        from segnas.runtime.aotinductor_session import aotinductor_target
+
+        return aotinductor_target(height, width, threads, output_contract=output_contract, batch=batch)
+    return cpu_target(height, width, threads, output_contract=output_contract, batch=batch)
+
+
+def gpu_target(
+    backend: str, height: int, width: int, *, precision: str, output_contract: str = "labels", batch: int = 1, scope: str = "gpu"
+) -> Target:
+    """This machine's CUDA device by one of `GPU_BACKENDS`; RequirementError where the device or the runtime is missing."""
+    if backend == "torch":
+        from segnas.runtime.torch_session import torch_target as make
+    elif backend == "aotinductor-cuda":
+        from segnas.runtime.aotinductor_session import aotinductor_cuda_target as make
+    else:
+        from segnas.runtime.onnxruntime_cuda_target import onnxruntime_cuda_target as make
+    return make(height, width, precision=precision, output_contract=output_contract, batch=batch, scope=scope)

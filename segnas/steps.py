@@ -1,5 +1,6 @@
 """Each verb as a function from files and nouns to files and nouns: the place where the four parts are joined."""
 
+import hashlib
 import json
 import math
 import os
@@ -16,14 +17,13 @@ from segnas import __version__
 from segnas.arch import Architecture, canonical_json
 from segnas.data import Dataset, network_input
 from segnas.errors import IncompatibleError, InputError, RequirementError, SegnasError, UsageError
-from segnas.export.graph import onnx_from_network
-from segnas.export.manifest import read_engine, versions, write_engine
+from segnas.export.manifest import SUFFIXES, read_engine, versions, write_engine
 from segnas.export.parity import parity
 from segnas.files import plain, read_json, require_writable, unplain, write_noun, write_text
 from segnas.latency import Estimate, LatencyTable
 from segnas.latency_tables.store import load_table
 from segnas.measurements import MeasurementJournal
-from segnas.measuring import Progress, Services, require_budget, require_entries
+from segnas.measuring import Progress, Services, engine_from_network, require_budget, require_entries
 from segnas.metrics import floors
 from segnas.network import Network, weights_digest
 from segnas.report import Accuracy, Curve, Engine, Floor, Report, Share, Timing
@@ -211,25 +211,34 @@ def process_group() -> Generator[int]:
 
 
 def export_engine(network: Network, target: Target, folder: Path, *, dataset: Dataset) -> Engine:
-    """Write `model.onnx` and its manifest; parity with PyTorch on real images of the dataset decides whether it stands."""
-    require_writable(folder / "model.onnx")
+    """Write `model.onnx` (`model.pt2` for AOTInductor) and its manifest; parity with PyTorch on real images decides whether it stands."""
+    kind = "aotinductor" if target.runtime == "aotinductor" else "onnx"
+    require_writable(folder / f"model{SUFFIXES[kind]}")
     architecture = network.architecture.require_segmentation()
     classes = tuple(label.name for label in dataset.labels.classes)
     if len(classes) != architecture.classes:
         raise IncompatibleError(f"the architecture has {architecture.classes} classes, {dataset.name} has {len(classes)}")
     digest = weights_digest(network.state_dict())
     metadata = {"classes": ",".join(classes), "architecture": architecture.digest, "weights_sha256": digest, "tool": f"segnas {__version__}"}
-    content = onnx_from_network(network, target, metadata=metadata)
+    content = engine_from_network(network, target, metadata=metadata)
     images = [network_input(dataset.read(index)[0], target.height, target.width) for index in range(min(PARITY_IMAGES, len(dataset)))]
 
     def reference(image: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
             return network(torch.from_numpy(image)).numpy()
 
-    with closing(open_session(content, target)) as session:
+    with closing(open_session(content, target, sha256=hashlib.sha256(content).hexdigest())) as session:
         result = parity(reference, session.run, images, output_contract=target.output_contract, reference_name=f"torch {torch.__version__}")
     return write_engine(
-        folder, content, target=target, architecture=architecture, weights_sha256=digest, classes=classes, parity=result, versions=versions()
+        folder,
+        content,
+        kind=kind,
+        target=target,
+        architecture=architecture,
+        weights_sha256=digest,
+        classes=classes,
+        parity=result,
+        versions=versions(),
     )
 
 
@@ -241,7 +250,7 @@ def bench_engine(path: Path, *, seconds: float, progress: Progress | None = None
         if progress:
             progress(round(100 * share), 100, "")
 
-    with closing(open_session(artefact.read_bytes(), engine.target)) as session:
+    with closing(open_session(artefact, engine.target, sha256=engine.sha256)) as session:
         return engine, bench(session, scope=engine.target.scope, min_seconds=seconds, progress=told)
 
 
@@ -251,7 +260,7 @@ def evaluate_engine(path: Path, dataset: Dataset, *, progress: Progress | None =
     expected = tuple(label.name for label in dataset.labels.classes)
     if engine.classes != expected:
         raise IncompatibleError(f"{path} has classes {', '.join(engine.classes)}; {dataset.name} has {', '.join(expected)}")
-    with closing(open_session(artefact.read_bytes(), engine.target)) as session:
+    with closing(open_session(artefact, engine.target, sha256=engine.sha256)) as session:
         return evaluate(session, dataset, progress=None if progress is None else lambda done, total: progress(done, total, ""))
 
 

@@ -8,6 +8,11 @@ RUNTIMES = ("onnxruntime", "torch", "tensorrt", "tensorrt-rtx", "aotinductor")
 PRECISIONS = ("fp32", "fp16", "int8")
 INPUT_CONTRACTS = ("normalised", "image")
 OUTPUT_CONTRACTS = ("labels", "logits")
+CPU_BACKENDS = ("onnxruntime", "aotinductor")
+GPU_BACKENDS = ("torch", "aotinductor-cuda", "onnxruntime-cuda")
+"""What can be profiled and opened, named as `Target.backend` is: on the CPU, and on a CUDA device."""
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
 SCOPES = ("end_to_end", "gpu", "pipeline")
 
 
@@ -47,6 +52,13 @@ class Target:
         names = [name for name, _ in self.options]
         if names != sorted(set(names)):
             raise InputError(f"target options {self.options} must be sorted and name each option once")
+
+    @property
+    def backend(self) -> str:
+        """What the command line calls the runtime: `runtime`, with `-cuda` where ONNX Runtime or AOTInductor run on a CUDA device."""
+        options = dict(self.options)
+        on_cuda = options.get("provider") == CUDA_PROVIDER if self.runtime == "onnxruntime" else options.get("device") == "cuda"
+        return f"{self.runtime}-cuda" if on_cuda else self.runtime
 
     def differences(self, other: "Target") -> tuple[tuple[str, object, object], ...]:
         """The fields in which two targets differ: (field, here, there)."""

@@ -120,7 +120,7 @@ def printed(*words: object) -> dict[str, object]:
 
 
 def test_json_of_the_lists() -> None:
-    assert {row["name"] for row in printed("doctor")["rows"]} >= {"python", "torch", "onnxruntime"}  # type: ignore[attr-defined]
+    assert {row["name"] for row in printed("doctor")["rows"]} >= {"python", "torch", "onnxruntime", "aotinductor", "onnxruntime-cuda"}  # type: ignore[attr-defined]
     assert set(printed("recipes")) == set(recipe_names())
     assert set(printed("spaces")) == set(SPACES)
 
@@ -208,7 +208,11 @@ def test_every_example_in_a_help_text_parses() -> None:
     ("options", "error", "message"),
     [
         (("--runtime", "torch", "--precision", "fp16"), RequirementError, "segnas doctor"),
+        (("--runtime", "aotinductor-cuda"), RequirementError, "segnas doctor"),
+        (("--runtime", "onnxruntime-cuda"), RequirementError, "CUDAExecutionProvider.* has .*onnxruntime-gpu"),
         (("--precision", "fp16"), UsageError, "add --runtime torch"),
+        (("--runtime", "onnxruntime-cuda", "--precision", "fp16"), UsageError, "a table of onnxruntime-cuda is fp32"),
+        (("--runtime", "aotinductor", "--precision", "fp16"), UsageError, "a table of aotinductor is fp32"),
     ],
 )
 def test_profiling_on_a_gpu_that_is_not_here(tmp_path: Path, options: tuple[str, ...], error: type[SegnasError], message: str) -> None:

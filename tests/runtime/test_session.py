@@ -1,6 +1,8 @@
 """Sessions of ONNX Runtime: what they answer, and what they refuse."""
 
 import dataclasses
+import hashlib
+import importlib
 import os
 from collections import Counter
 from typing import Any
@@ -10,10 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from segnas.errors import InputError, RequirementError, UsageError
+from segnas.errors import IncompatibleError, InputError, RequirementError, UsageError
 from segnas.latency import Timed
 from segnas.runtime.onnxruntime_session import available_cores, cpu_target, device_name, optimised_nodes
-from segnas.runtime.session import Port, Session, Specification, open_session
+from segnas.runtime.session import NOT_OPENED, OPENERS, Port, Session, Specification, open_session
+from segnas.target import CPU_BACKENDS, GPU_BACKENDS, RUNTIMES
 
 TARGET = cpu_target(6, 10, output_contract="logits")
 
@@ -113,10 +116,27 @@ def test_options_are_known_or_refused():
     assert len(open_session(graph(), dataclasses.replace(TARGET, options=())).sample(1)) == 1
 
 
-@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx", "torch", "aotinductor"])
-def test_other_runtimes_say_what_they_need(runtime):
-    with pytest.raises(RequirementError, match="GPU"):
+@pytest.mark.parametrize(("runtime", "reason"), [("tensorrt", "GPU"), ("tensorrt-rtx", "RTX GPU"), ("torch", "has no engine file")])
+def test_a_runtime_whose_engines_are_not_opened_says_why_and_what_is(runtime, reason):
+    with pytest.raises(RequirementError, match=rf"runtime '{runtime}' was given: .*{reason}.* opened for aotinductor, aotinductor-cuda, onnxruntime"):
         open_session(graph(), dataclasses.replace(TARGET, runtime=runtime))
+
+
+def test_what_opens_each_backend_is_there():
+    """Every name in the dispatch is a function in a module; what cannot be opened is not among them, and every backend is accounted for."""
+    for place in OPENERS.values():
+        module, _, name = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+    assert {*CPU_BACKENDS, *GPU_BACKENDS} - {*OPENERS} == {"torch"}
+    assert not {*OPENERS} & {*NOT_OPENED}
+    assert {*RUNTIMES} <= {*OPENERS, *NOT_OPENED}
+
+
+def test_an_engine_is_the_one_that_was_vouched_for():
+    content = graph()
+    assert open_session(content, TARGET, sha256=hashlib.sha256(content).hexdigest()).target == TARGET
+    with pytest.raises(IncompatibleError, match=r"the engine has sha256 .*, not 000000000000"):
+        open_session(content, TARGET, sha256="0" * 64)
 
 
 def test_the_target_is_this_machine():

@@ -1,6 +1,7 @@
 """The torch runtime on a simulated GPU, whose truth is known; and, under the marker gpu, on the real one."""
 
 import importlib.util
+import json
 import sys
 import types
 import warnings
@@ -17,11 +18,12 @@ from torch import nn
 from segnas.arch import Architecture, Node
 from segnas.errors import IncompatibleError, InputError, RequirementError, VerificationError
 from segnas.kinds import kind
-from segnas.latency import LatencyTable, Prepare, Timed, priced_operations
+from segnas.latency import LatencyTable, Prepare, Timed, priced_operations, sample_runs
+from segnas.latency_tables import profile as profile_module
 from segnas.latency_tables.compose import reference_ms
 from segnas.latency_tables.measure import measure_all
-from segnas.latency_tables.profile import profile
-from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
+from segnas.latency_tables.profile import LEAST_ROUNDS, profile
+from segnas.latency_tables.sentinel import Interleaver, sentinel_architecture, sentinel_target
 from segnas.network import initialised
 from segnas.runtime.cuda_device import Clocks, CudaDevice, nvml_clocks
 from segnas.runtime.session import Port, Session, Specification
@@ -416,6 +418,37 @@ def test_the_table_protocol_survives_drift_throttling_and_outliers(tmp_path, see
         truth = fake.network_ms(network, target) * unit
         assert table.estimate(network).total_ms + fake.CALL_MS * unit == pytest.approx(truth, rel=0.01)  # a sum has no call in it
         assert whole.median_ms == pytest.approx(truth, rel=0.01)
+
+
+def test_a_turn_counts_all_that_its_samples_took():
+    """Of the device's time, not of the mean replay: a sample of a short network lasts 2 ms."""
+    device = FakeDevice()
+    target = torch_target(256, 512, device=device)
+    prepare = preparing(device)
+    sentinel, network = prepare(sentinel_architecture(), sentinel_target(target)), open_torch(priced(device, 0.05, target), 3, target, device)
+    interleaver = Interleaver(sentinel, target)
+    interleaver.begin()
+    network.sample(1)
+    assert sample_runs(network) == int(dict(network.conditions)["replays_per_sample"]) >= 40
+    before = device.now_ms
+    visit = interleaver.visit(network, 12)
+    assert visit.took_ms == pytest.approx(device.now_ms - before, rel=0.1)  # but for the replay before each sample
+    assert visit.took_ms > 13 * 2 > 20 * sum(visit.samples_ms)
+
+
+def test_an_operation_on_a_gpu_is_done_when_its_time_is_up(tmp_path, monkeypatch):
+    """So noisy that no interval gets tight: the device's time ends it, after the fewest rounds or at the limit, and not the number of rounds."""
+    monkeypatch.setattr(profile_module, "ENTRY_MS", 900.0 / profile_module.GPU_SHARE)
+    device = FakeDevice(noise=0.3)
+    target = torch_target(256, 512, device=device)
+    table_of(target, preparing(device), tmp_path, NETWORKS[3:], repeats=0, rounds=40)
+    records = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()[1:]]
+    rounds = [len(record["visits"][0]) for record in records]
+    took = [[sum(turns[i]["took_ms"] for turns in record["visits"]) for i in range(len(record["visits"][0]))] for record in records]
+    assert min(rounds) >= LEAST_ROUNDS
+    assert all(sum(each[:-1]) <= 900 or len(each) == LEAST_ROUNDS for each in took)
+    assert max(rounds) < 40
+    assert sum(sum(each) > 900 for each in took) > len(took) / 2
 
 
 def test_without_the_protocol_it_would_not():
