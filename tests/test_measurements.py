@@ -47,7 +47,7 @@ def test_measurements_of_another_table_are_kept_and_not_used(tmp_path: Path) -> 
     MeasurementJournal(path, "t").measure(network(8), clock)
     MeasurementJournal(path, "other").measure(network(8), clock)
     assert len(clock.asked) == 2
-    assert MeasurementJournal(path, "t").measure(network(8), never) == (8.1, 0.01)
+    assert MeasurementJournal(path, "t").measure(network(8), never)[:2] == (8.1, 0.01)
 
 
 def test_a_measurement_is_on_the_disk_before_it_is_used(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path: Path, kept: 
     journal.measure(network(8), Clock())
     lines = path.read_text().splitlines(keepends=True)
     assert "".join(lines[:-1]) == "".join(CONTENT.splitlines(keepends=True)[:whole])
-    assert MeasurementJournal(path, "t").measure(network(8), never) == (8.1, 0.01)
+    assert MeasurementJournal(path, "t").measure(network(8), never)[:2] == (8.1, 0.01)
 
 
 def test_a_failed_measurement_leaves_no_line(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_failed_measurement_leaves_no_line(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         MeasurementJournal(path, "t").measure(network(8), never)
     assert not path.exists()
-    assert MeasurementJournal(path, "t").measure(network(8), Clock()) == (8.1, 0.01)
+    assert MeasurementJournal(path, "t").measure(network(8), Clock())[:2] == (8.1, 0.01)
 
 
 @pytest.mark.parametrize(

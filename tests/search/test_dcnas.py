@@ -165,7 +165,7 @@ def test_each_estimator_has_its_own_expectation(gate) -> None:
     exact_share = sum(c * float((p[list(o)] * values[list(o)]).sum() / p[list(o)].sum()) for o, c in plackett_luce(p, 2).items())
     generator = torch.Generator().manual_seed(0)
 
-    def mean(estimator, draws: int = 3000) -> tuple[float, float]:
+    def mean(estimator, draws: int = 1500) -> tuple[float, float]:
         found = []
         for _ in range(draws):
             sample = paths(made, logits, n=2, generator=generator, gate=gate, estimator=estimator)
