@@ -26,8 +26,8 @@ from segnas.timing import Measured, interquartile_mean
 LEAST, MOST, SURE = 3, 7, 0.005
 """Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
 
-ROUNDS = 24
-"""Rounds in each process: three times as many as where several networks share one; our choice."""
+ROUNDS = 12
+"""Rounds in each process: half as many again as where several networks share one; our choice."""
 
 Engines = Mapping[str, bytes]
 """Exported networks by the digest of their architecture, the sentinel's among them."""
