@@ -2,51 +2,39 @@
 
 import hashlib
 import platform
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from segnas import __version__
-from segnas.arch import Architecture
 from segnas.errors import IncompatibleError, InputError
 from segnas.export.parity import require_parity
 from segnas.files import read_noun, sha256_of, write_bytes, write_noun
-from segnas.report import Engine, Parity
-from segnas.target import Target
+from segnas.report import Engine
 
 SUFFIXES = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt-rtx": ".engine", "aotinductor": ".pt2"}
 
 
-def write_engine(
-    folder: Path,
-    content: bytes,
-    *,
-    name: str = "model",
-    kind: str = "onnx",
-    target: Target,
-    architecture: Architecture,
-    weights_sha256: str,
-    classes: tuple[str, ...],
-    parity: Parity | None,
-    versions: tuple[tuple[str, str], ...],
-) -> Engine:
-    """Write `<name>.onnx` (or what the kind is called) and `<name>.onnx.json` into the folder.
+def write_engine(folder: Path, content: bytes, engine: Engine) -> Engine:
+    """Write the artefact under `engine.file` into the folder, then its manifest beside it; its sha256 and size are filled in here.
 
-    An engine that failed its parity check is kept as `<name>.onnx.rejected`, without a manifest, and VerificationError is raised; what lay under the
-    name before stays. RequirementError where the folder cannot be written.
+    An engine that failed its parity check is kept as `<file>.rejected`, without a manifest, and VerificationError is raised; what lay under the
+    name before stays. InputError for a kind that is not there or a file name that is not its; RequirementError where the folder cannot be written.
     """
-    if kind not in SUFFIXES:
-        raise InputError(f"engine kind {kind!r} was given; allowed: {', '.join(SUFFIXES)}")
-    path = folder / f"{name}{SUFFIXES[kind]}"
-    if parity is not None and not parity.passed:
+    if engine.kind not in SUFFIXES:
+        raise InputError(f"engine kind {engine.kind!r} was given; allowed: {', '.join(SUFFIXES)}")
+    if Path(engine.file).name != engine.file or Path(engine.file).suffix != SUFFIXES[engine.kind]:
+        raise InputError(f"engine file {engine.file!r} was given; the name of a {SUFFIXES[engine.kind]} file is needed")
+    path = folder / engine.file
+    if engine.parity is not None and not engine.parity.passed:
         write_bytes(path.with_name(f"{path.name}.rejected"), content)
-        require_parity(parity)
-    digest = hashlib.sha256(content).hexdigest()
-    engine = Engine(path.name, kind, digest, len(content), target, architecture.digest, weights_sha256, classes, parity, versions)
+        require_parity(engine.parity)
+    written = replace(engine, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     if manifest_path(path).exists():
         manifest_path(path).unlink()
     write_bytes(path, content)
-    write_noun(manifest_path(path), engine)
-    return engine
+    write_noun(manifest_path(path), written)
+    return written
 
 
 def read_engine(path: Path) -> tuple[Engine, Path]:

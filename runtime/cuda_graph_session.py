@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segnas.errors import InputError, VerificationError
+from segnas.report import Port
 from segnas.runtime.cuda_device import DeviceLayer, Graph, memory_errors
 from segnas.runtime.gpu_samples import GpuSamples
-from segnas.runtime.session import Port, Specification, require_image
+from segnas.runtime.session import Specification, require_image
 from segnas.target import Target
 
 LEAST_AGREEMENT = 0.999  # share of values that a replay and a normal run must have in common

@@ -16,8 +16,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from segnas.errors import InputError, RequirementError
+from segnas.report import Port
 from segnas.runtime.processor import available_cores, device_name
-from segnas.runtime.session import Port, Specification, require_image
+from segnas.runtime.session import Specification, require_image
 from segnas.target import Target
 
 CPU_PROVIDER = "CPUExecutionProvider"

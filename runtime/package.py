@@ -21,7 +21,8 @@ import torch
 
 from segnas.compiler import processor_digest
 from segnas.errors import IncompatibleError, InputError, RequirementError
-from segnas.runtime.session import Port, Specification
+from segnas.report import Port
+from segnas.runtime.session import Specification
 from segnas.target import Target
 
 _MEMBERS = re.compile(

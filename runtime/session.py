@@ -11,19 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segnas.errors import IncompatibleError, InputError, RequirementError
+from segnas.report import Port
 from segnas.target import Target
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """Name, element type as numpy writes it, and static shape of an input or output."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype} {'x'.join(map(str, self.shape))}"
 
 
 @dataclass(frozen=True, slots=True)

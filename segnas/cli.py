@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from segnas import __version__
+from segnas.cli_bench import bench
 from segnas.cli_compare import compare, correlate, reference
 from segnas.cli_data import data
+from segnas.cli_export import export
 from segnas.cli_new_tables import tables
 from segnas.cli_options import CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
 from segnas.cli_sampling import sample
@@ -354,77 +356,6 @@ def train(
 
 
 @segnas.command()
-@click.option("--arch", type=FILE, required=True, help="Architecture, a JSON file.")
-@click.option("--weights", type=FILE, required=True, help="Its weights, a .safetensors file.")
-@SIZE
-@THREADS
-@DATASET
-@ROOT
-@click.option("--split", default="val", show_default=True, help="Split whose first images prove the export.")
-@click.option("--output", type=click.Choice(["labels", "logits"]), default="labels", show_default=True, help="What the engine gives.")
-@click.option(
-    "--runtime",
-    type=click.Choice(CPU_BACKENDS),
-    default="onnxruntime",
-    show_default=True,
-    help="What will run it: ONNX Runtime (an ONNX file) or AOTInductor (native code for this machine, compiled here).",
-)
-@click.option("--out", type=FILE, required=True, help="Folder for model.onnx (model.pt2 of AOTInductor) and its manifest.")
-@JSON
-def export(
-    arch: Path, weights: Path, size: str, threads: int, name: str, data_root: Path, split: str, output: str, runtime: str, out: Path, as_json: bool
-) -> None:
-    """Export to ONNX, or compile ahead of time, and prove that the file computes what PyTorch does."""
-    from segnas.arch import Architecture
-    from segnas.data import open_dataset
-    from segnas.files import plain, read_noun
-    from segnas.measuring import processor_target
-    from segnas.steps import export_engine, load_network
-    from segnas.target import parse_size
-
-    height, width = parse_size(size)
-    target = processor_target(runtime, height, width, threads, output_contract=output)
-    network, _ = load_network(read_noun(arch, Architecture), weights)
-    engine = export_engine(network, target, out, dataset=open_dataset(name, data_root, split))
-    parity = engine.parity
-    agreed = f"agreement {parity.argmax_agreement:.6f} over {parity.images} images" if parity else "parity: not run"
-    emit(plain(engine), as_json, [f"{out / engine.file}: {engine.bytes} bytes, sha256 {engine.sha256[:12]}, {agreed}"])
-
-
-@segnas.command()
-@click.argument("engine", type=FILE)
-@click.option("--seconds", type=click.FloatRange(0), default=3.0, show_default=True, help="Least duration of the timing.")
-@click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
-@click.option("--data-root", type=FILE, help="Folder of the dataset; without it only the latency is measured.")
-@click.option("--split", default="val", show_default=True, help="Split that is evaluated.")
-@JSON
-def bench(engine: Path, seconds: float, name: str, data_root: Path | None, split: str, as_json: bool) -> None:
-    """Time an engine, and measure the mIoU of the same file.
-
-    Example: segnas bench runs/quickstart/model.onnx
-    """
-    from segnas.data import open_dataset
-    from segnas.files import plain
-    from segnas.screen import RichScreen
-    from segnas.steps import bench_engine, evaluate_engine
-
-    dataset = None if data_root is None else open_dataset(name, data_root, split)
-    manifest, timing = bench_engine(engine, seconds=seconds)
-    lines = [
-        f"{manifest.target}",
-        f"median {timing.median_ms:.3f} ms ({timing.fps:.1f} FPS), p90 {timing.p90_ms:.3f}, p99 {timing.p99_ms:.3f} ms, {timing.scope}",
-    ]
-    lines += [f"warning: {warning}" for warning in timing.warnings]
-    found: dict[str, Any] = {"engine": plain(manifest), "timing": plain(timing)}
-    if dataset is not None:
-        with RichScreen().step("evaluating the engine") as progress:
-            accuracy = evaluate_engine(engine, dataset, progress=progress)
-        lines.append(f"mIoU {100 * accuracy.miou:.2f} % on {accuracy.images} images of {name} {split}")
-        found["accuracy"] = plain(accuracy)
-    emit(found, as_json, lines)
-
-
-@segnas.command()
 @click.argument("file", type=FILE)
 @click.option("--picture", type=FILE, help="Also draw the network, as a .svg or .png file: of an architecture or of a search.")
 @click.option("--classes", type=click.IntRange(2, 256), help="Classes of a search's dataset, where nothing beside it tells them.")
@@ -447,5 +378,5 @@ def show(file: Path, picture: Path | None, classes: int | None, as_json: bool) -
     emit(found.values, as_json, found.lines)
 
 
-for command in (tables, data, sample, reference, compare, correlate):
+for command in (export, bench, tables, data, sample, reference, compare, correlate):
     segnas.add_command(command)

@@ -158,8 +158,17 @@ def normalise(images: Bytes) -> NDArray[np.float32]:
 
 def network_input(image: Bytes, height: int, width: int) -> NDArray[np.float32]:
     """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32, normalised; resized bilinearly where the size differs."""
-    small = image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return normalise(np.asarray(small, np.uint8)[None])
+    return normalise(_resized(image, height, width)[None])
+
+
+def engine_input(image: Bytes, contract: str, height: int, width: int) -> NDArray[np.float32] | Bytes:
+    """What an engine of that input contract reads of an image (H, W, 3): `normalised` (1, 3, h, w) float32, `image` (1, h, w, 3) uint8.
+
+    Resized bilinearly where the image has another size; `image` engines normalise by themselves.
+    """
+    if contract == "normalised":
+        return network_input(image, height, width)
+    return _resized(image, height, width)[None]
 
 
 def class_shares(dataset: Dataset, most: int = 500) -> tuple[float, ...]:
@@ -308,6 +317,11 @@ def _is_whole(content: bytes) -> bool:
 def _kind(pixels: MatLike) -> str:
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     return f"{channels} channel{'s' if channels > 1 else ''} of {pixels.dtype}"
+
+
+def _resized(image: Bytes, height: int, width: int) -> Bytes:
+    small = image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(small, np.uint8)
 
 
 def _size(pixels: Bytes) -> str:

@@ -27,10 +27,10 @@ SCHEMA_VERSIONS: dict[type, tuple[str, int]] = {
     Operation: ("segnas.operation", 1),
     Target: ("segnas.target", 1),
     LatencyTable: ("segnas.latency_table", 1),
-    Engine: ("segnas.engine", 1),
+    Engine: ("segnas.engine", 2),
     Timing: ("segnas.timing", 1),
     Accuracy: ("segnas.accuracy", 1),
-    Report: ("segnas.report", 1),
+    Report: ("segnas.report", 2),
 }
 
 

@@ -7,8 +7,23 @@ from segnas.target import Target
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """Name, element type as numpy writes it, and shape of an input or output; -1 is a side that may vary within the engine's `sizes`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {'x'.join('?' if side < 0 else str(side) for side in self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
-    """Agreement of an engine with what it was made from, over `images` inputs; gates are the least agreement and what was asked for."""
+    """Agreement of an engine with what it was made from, over `images` inputs; gates are the least agreement and what was asked for.
+
+    `miou_change` is the engine's mIoU less its reference's, as a fraction, over those of the images that have labels; None where none has.
+    """
 
     reference: str
     images: int
@@ -19,11 +34,67 @@ class Parity:
     argmax_agreement: float
     required_agreement: float
     passed: bool
+    miou_change: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TypeShare:
+    """What of a network runs with numbers of one type (`fp32`, `fp16`, `int8`): layers, parameters, multiply-accumulates."""
+
+    dtype: str
+    layers: int
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionProof:
+    """In what precision an engine computes, and where that was read: its own file, or the graph that a runtime made of it and executes."""
+
+    source: str
+    shares: tuple[TypeShare, ...]
+
+    def share(self, dtype: str) -> float:
+        """Share of the multiply-accumulates that run with numbers of that type, 0 to 1."""
+        total = sum(share.macs for share in self.shares)
+        return sum(share.macs for share in self.shares if share.dtype == dtype) / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """The real images that the ranges of an int8 engine were taken from: data set, split, names, and the sha256 of that list and of the files."""
+
+    dataset: str
+    split: str
+    images: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The input sizes that a dynamic engine takes, each (height, width) in pixels: the least, the one it is tuned for, the largest."""
+
+    least: tuple[int, int]
+    best: tuple[int, int]
+    most: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Unrun:
+    """A check that was not made, and why; nothing reports it as passed."""
+
+    check: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An artefact and what it is: the manifest that lies beside it. `file` is relative to the manifest."""
+    """An artefact and what it is: the manifest that lies beside it. `file` is relative to the manifest.
+
+    `inputs` and `outputs` are what it reads and gives; `sizes` is there for a dynamic one. `source_sha256` is the ONNX file that it was built from,
+    empty where it is that file. `capabilities` are the compute capabilities that it was built for (`8.9`), `build` sorted pairs of text: every
+    setting of its builder and, of one that is tied to a machine, that machine. `unrun` names each check that could not be made where it was built.
+    """
 
     file: str
     kind: str
@@ -35,6 +106,15 @@ class Engine:
     classes: tuple[str, ...]
     parity: Parity | None
     versions: tuple[tuple[str, str], ...]
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
+    sizes: Sizes | None = None
+    precision: tuple[PrecisionProof, ...] = ()
+    calibrated: Calibrated | None = None
+    source_sha256: str = ""
+    capabilities: tuple[str, ...] = ()
+    build: tuple[tuple[str, str], ...] = ()
+    unrun: tuple[Unrun, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

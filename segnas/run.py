@@ -15,10 +15,12 @@ from statistics import geometric_mean
 from typing import Any, Protocol
 
 from segnas.arch import Architecture
+from segnas.benching import bench_engine, evaluate_engine, examples
 from segnas.cost import network_cost
 from segnas.data import Dataset, layout_of, open_dataset
 from segnas.errors import IncompatibleError, UsageError
 from segnas.export.manifest import versions
+from segnas.exporting import export_engine
 from segnas.files import plain, read_json, read_noun, unplain, write_noun, write_text
 from segnas.latency import Calibration, LatencyTable
 from segnas.latency_tables.store import load_table, save_table
@@ -35,12 +37,8 @@ from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.trace import TRACE_NAME
 from segnas.steps import (
-    bench_engine,
     dataset_floors,
     derive_network,
-    evaluate_engine,
-    examples,
-    export_engine,
     load_network,
     read_curves,
     require_device,

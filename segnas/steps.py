@@ -1,11 +1,10 @@
 """Each verb as a function from files and nouns to files and nouns: the place where the four parts are joined."""
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -13,23 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segnas import __version__
 from segnas.arch import Architecture, canonical_json
-from segnas.data import Dataset, network_input
+from segnas.data import Dataset
 from segnas.errors import IncompatibleError, InputError, RequirementError, SegnasError, UsageError
-from segnas.export.manifest import SUFFIXES, read_engine, versions, write_engine
-from segnas.export.parity import parity
 from segnas.files import plain, read_json, require_writable, unplain, write_noun, write_text
 from segnas.latency import Estimate, LatencyTable
 from segnas.latency_tables.store import load_table
 from segnas.measurements import MeasurementJournal
-from segnas.measuring import Progress, Services, engine_from_network, require_budget, require_entries
+from segnas.measuring import Progress, Services, require_budget, require_entries
 from segnas.metrics import floors
-from segnas.network import Network, weights_digest
-from segnas.report import Accuracy, Curve, Engine, Floor, Report, Share, Timing
-from segnas.runtime.bench import bench
-from segnas.runtime.evaluate import evaluate
-from segnas.runtime.session import Session, open_session
+from segnas.network import Network
+from segnas.report import Curve, Floor, Report, Share
 from segnas.search.budget import Met, meet_budget
 from segnas.search.checkpoint import load_tensors, save_tensors
 from segnas.search.loop import search
@@ -40,10 +33,8 @@ from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.trace import TRACE_NAME, read_trace
 from segnas.search.train import TrainSettings, train
-from segnas.target import Target
 
 Bytes = NDArray[np.uint8]
-PARITY_IMAGES = 4
 
 
 def search_space(
@@ -210,60 +201,6 @@ def process_group() -> Generator[int]:
         torch.distributed.destroy_process_group()
 
 
-def export_engine(network: Network, target: Target, folder: Path, *, dataset: Dataset) -> Engine:
-    """Write `model.onnx` (`model.pt2` for AOTInductor) and its manifest; parity with PyTorch on real images decides whether it stands."""
-    kind = "aotinductor" if target.runtime == "aotinductor" else "onnx"
-    require_writable(folder / f"model{SUFFIXES[kind]}")
-    architecture = network.architecture.require_segmentation()
-    classes = tuple(label.name for label in dataset.labels.classes)
-    if len(classes) != architecture.classes:
-        raise IncompatibleError(f"the architecture has {architecture.classes} classes, {dataset.name} has {len(classes)}")
-    digest = weights_digest(network.state_dict())
-    metadata = {"classes": ",".join(classes), "architecture": architecture.digest, "weights_sha256": digest, "tool": f"segnas {__version__}"}
-    content = engine_from_network(network, target, metadata=metadata)
-    images = [network_input(dataset.read(index)[0], target.height, target.width) for index in range(min(PARITY_IMAGES, len(dataset)))]
-
-    def reference(image: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return network(torch.from_numpy(image)).numpy()
-
-    with closing(open_session(content, target, sha256=hashlib.sha256(content).hexdigest())) as session:
-        result = parity(reference, session.run, images, output_contract=target.output_contract, reference_name=f"torch {torch.__version__}")
-    return write_engine(
-        folder,
-        content,
-        kind=kind,
-        target=target,
-        architecture=architecture,
-        weights_sha256=digest,
-        classes=classes,
-        parity=result,
-        versions=versions(),
-    )
-
-
-def bench_engine(path: Path, *, seconds: float, progress: Progress | None = None) -> tuple[Engine, Timing]:
-    """Time the engine as shipped, on the target of its manifest."""
-    engine, artefact = read_engine(path)
-
-    def told(share: float) -> None:
-        if progress:
-            progress(round(100 * share), 100, "")
-
-    with closing(open_session(artefact, engine.target, sha256=engine.sha256)) as session:
-        return engine, bench(session, scope=engine.target.scope, min_seconds=seconds, progress=told)
-
-
-def evaluate_engine(path: Path, dataset: Dataset, *, progress: Progress | None = None) -> Accuracy:
-    """Mean IoU of the engine as shipped on every image of the dataset."""
-    engine, artefact = read_engine(path)
-    expected = tuple(label.name for label in dataset.labels.classes)
-    if engine.classes != expected:
-        raise IncompatibleError(f"{path} has classes {', '.join(engine.classes)}; {dataset.name} has {', '.join(expected)}")
-    with closing(open_session(artefact, engine.target, sha256=engine.sha256)) as session:
-        return evaluate(session, dataset, progress=None if progress is None else lambda done, total: progress(done, total, ""))
-
-
 def dataset_floors(train: Dataset, evaluation: Dataset) -> tuple[Floor, ...]:
     """Mean IoU of the two predictors that never look at an image."""
 
@@ -283,21 +220,6 @@ def shares(estimate: Estimate) -> tuple[Share, ...]:
             count, total = sums.get(name, (0, 0.0))
             sums[name] = (count + 1, total + ms)
     return tuple(Share(name, count, total) for name, (count, total) in sorted(sums.items(), key=lambda item: -item[1][1]))
-
-
-def examples(session: Session, dataset: Dataset, count: int) -> list[tuple[str, Bytes, Bytes, Bytes]]:
-    """Some images with their names, and ground truth and prediction in colours: (name, image, truth, prediction), spread over the dataset."""
-    import cv2
-
-    chosen = [round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(min(count, len(dataset)))]
-    results: list[tuple[str, Bytes, Bytes, Bytes]] = []
-    for index in chosen:
-        image, ids = dataset.read(index)
-        labels = session.run(network_input(image, *session.specification.input.shape[2:]))[0].astype(np.uint8)
-        enlarged = np.asarray(cv2.resize(labels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST), np.uint8)
-        truth = dataset.labels.colours(dataset.labels.train_ids(ids))
-        results.append((dataset.samples[index].name, image, truth, dataset.labels.colours(enlarged)))
-    return results
 
 
 def write_curves(path: Path, curves: Sequence[Curve], **extra: object) -> None:

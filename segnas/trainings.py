@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from segnas.arch import Architecture
+from segnas.benching import evaluate_engine
 from segnas.data import Dataset, read_image
 from segnas.errors import IncompatibleError, InputError, RequirementError
+from segnas.exporting import export_engine
 from segnas.files import plain, unplain
 from segnas.journals import Journal
 from segnas.measuring import Progress
 from segnas.search.checkpoint import plain_settings
 from segnas.search.train import TrainSettings
-from segnas.steps import evaluate_engine, export_engine, load_network, train_network
+from segnas.steps import load_network, train_network
 from segnas.target import Target
 
 

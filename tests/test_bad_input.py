@@ -18,6 +18,7 @@ import torch
 from segnas.__main__ import main
 from segnas.arch import Architecture
 from segnas.data import Dataset, open_dataset
+from segnas.exporting import export_engine
 from segnas.files import read_json, read_noun, write_noun
 from segnas.latency import Entry, LatencyTable
 from segnas.latency_tables.store import load_table, save_table
@@ -27,7 +28,7 @@ from segnas.report import Curve
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.checkpoint import save_tensors
 from segnas.search.spaces import space
-from segnas.steps import export_engine, save_weights, write_curves
+from segnas.steps import save_weights, write_curves
 from segnas.streets import write_streets
 
 USAGE, REQUIREMENT, INPUT, INCOMPATIBLE = 2, 3, 4, 6
@@ -437,7 +438,7 @@ def test_a_damaged_image_at_evaluation(made: Path, tmp_path: Path, call: Call) -
 
 
 def test_data_is_looked_at_before_an_engine_is_timed(made: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segnas.steps.bench_engine", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr("segnas.benching.bench_engine", lambda *_, **__: pytest.fail("timed"))
     assert call("bench", made / "engine" / "model.onnx", "--data-root", "/nowhere").code == INPUT
 
 

@@ -26,7 +26,7 @@ SCRIPT = """
     from segnas.runtime.onnxruntime_session import cpu_target
     from segnas.search.spaces import space as named_space
     from segnas.measuring import Services
-    from segnas.steps import bench_engine
+    from segnas.benching import bench_engine
     from segnas.timing import Measured
 
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ import pytest
 
 import segnas.run
 from segnas.arch import Architecture
+from segnas.benching import bench_engine
 from segnas.errors import IncompatibleError, UsageError
 from segnas.export.manifest import read_engine
 from segnas.files import read_json, read_noun, sha256_of
@@ -23,7 +24,6 @@ from segnas.search.budget import bounds
 from segnas.search.checkpoint import load_tensors
 from segnas.search.spaces import space as named_space
 from segnas.search.trace import TRACE_NAME
-from segnas.steps import bench_engine
 from segnas.target import Target
 from segnas.timing import Measured
 

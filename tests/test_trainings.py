@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from segnas.arch import Architecture, Node
+from segnas.benching import evaluate_engine
 from segnas.data import Dataset, open_dataset
 from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.export.manifest import read_engine
@@ -14,7 +15,7 @@ from segnas.kinds import kind
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search import train as training
 from segnas.search.train import TrainSettings
-from segnas.steps import evaluate_engine, load_network
+from segnas.steps import load_network
 from segnas.streets import write_streets
 from segnas.target import Target
 from segnas.trainings import Outcome, Schedule, Trainings, differences, learn

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,10 +21,8 @@ GOOD = Parity("torch", 2, 1e-6, 1e-7, 1.0, 0, 1.0, 0.9999, True)
 BAD = Parity("torch", 2, 1.0, 0.1, 0.9, 0, 0.5, 0.9999, False)
 
 
-def write(folder: Path, content: bytes = b"engine bytes", parity: Parity | None = GOOD, **changes: Any) -> Engine:
-    options: dict[str, Any] = {"target": TARGET, "architecture": ARCHITECTURE, "weights_sha256": "0" * 64, "classes": ("a", "b")}
-    options["versions"] = versions()
-    return write_engine(folder, content, parity=parity, **{**options, **changes})
+def write(folder: Path, content: bytes = b"engine bytes", parity: Parity | None = GOOD, file: str = "model.onnx", kind: str = "onnx") -> Engine:
+    return write_engine(folder, content, Engine(file, kind, "", 0, TARGET, ARCHITECTURE.digest, "0" * 64, ("a", "b"), parity, versions()))
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -39,8 +36,10 @@ def test_what_was_written_is_read(tmp_path):
 
 
 def test_other_names_and_kinds(tmp_path):
-    write(tmp_path, name="small", kind="tensorrt")
+    write(tmp_path, file="small.engine", kind="tensorrt")
     assert (tmp_path / "small.engine.json").exists()
+    with pytest.raises(InputError, match=r"a \.onnx file is needed"):
+        write(tmp_path, file="../model.onnx")
     with pytest.raises(InputError, match="allowed: onnx"):
         write(tmp_path, kind="pickle")
 

@@ -15,23 +15,24 @@ import pytest
 import torch
 
 from segnas.arch import Architecture, Node
+from segnas.benching import bench_engine
 from segnas.compiler import cpp_compiler, processor_digest
 from segnas.data import Dataset, open_dataset
 from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.export.aotinductor import compile_probes, package_from_network
+from segnas.exporting import export_engine
 from segnas.files import read_noun
 from segnas.kinds import kind
 from segnas.latency import LatencyTable, Timed, profile_command, sample_runs
 from segnas.latency_tables.profile import profile
 from segnas.measuring import here, prepare_probe
 from segnas.network import Network, initialised
-from segnas.report import Engine
+from segnas.report import Engine, Port
 from segnas.runtime import aotinductor_session
 from segnas.runtime.aotinductor_session import aotinductor_cuda_target, aotinductor_target, open_on_cuda
 from segnas.runtime.bench import bench
 from segnas.runtime.processor import available_cores, device_name
-from segnas.runtime.session import Port, Session, Specification, open_session
-from segnas.steps import bench_engine, export_engine
+from segnas.runtime.session import Session, Specification, open_session
 from segnas.streets import write_streets
 from segnas.target import Target
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from segnas.errors import InputError
+from segnas.report import Port
 from segnas.runtime import bench as bench_module
 from segnas.runtime.bench import bench
 from segnas.runtime.onnxruntime_session import cpu_target
-from segnas.runtime.session import Port, Specification
+from segnas.runtime.session import Specification
 from segnas.timing import CpuTimes, percentile
 
 

@@ -12,9 +12,10 @@ from segnas.data import Dataset, normalise, open_dataset
 from segnas.errors import InputError
 from segnas.labels import CAMVID
 from segnas.metrics import ConfusionMatrix
+from segnas.report import Port
 from segnas.runtime.evaluate import evaluate
 from segnas.runtime.onnxruntime_session import cpu_target
-from segnas.runtime.session import Port, Specification
+from segnas.runtime.session import Specification
 
 CLASSES = len(CAMVID.classes)
 Answer = Callable[[np.ndarray], np.ndarray]

@@ -12,8 +12,8 @@ import torch
 
 from segnas.compiler import processor_digest
 from segnas.errors import IncompatibleError, InputError
+from segnas.report import Port
 from segnas.runtime.package import read_package
-from segnas.runtime.session import Port
 from segnas.target import Target
 
 TARGET = Target("a CPU", "aotinductor", str(torch.__version__), "fp32", 8, 16, options=(("device", "cpu"),))

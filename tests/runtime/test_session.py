@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 
 from segnas.errors import IncompatibleError, InputError, RequirementError, UsageError
 from segnas.latency import Timed
+from segnas.report import Port
 from segnas.runtime.onnxruntime_session import available_cores, cpu_target, device_name, optimised_nodes
-from segnas.runtime.session import NOT_OPENED, OPENERS, Port, Session, Specification, open_session
+from segnas.runtime.session import NOT_OPENED, OPENERS, Session, Specification, open_session
 from segnas.target import CPU_BACKENDS, GPU_BACKENDS, RUNTIMES
 
 TARGET = cpu_target(6, 10, output_contract="logits")

@@ -25,8 +25,9 @@ from segnas.latency_tables.measure import measure_all
 from segnas.latency_tables.profile import LEAST_ROUNDS, profile
 from segnas.latency_tables.sentinel import Interleaver, sentinel_architecture, sentinel_target
 from segnas.network import initialised
+from segnas.report import Port
 from segnas.runtime.cuda_device import Clocks, CudaDevice, nvml_clocks
-from segnas.runtime.session import Port, Session, Specification
+from segnas.runtime.session import Session, Specification
 from segnas.runtime.torch_session import UnsteadyWarning, folded, open_torch, torch_target
 from segnas.target import Target
 from segnas.timing import percentile

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from segnas.data import Dataset, halves, open_dataset
 from segnas.errors import InputError, VerificationError
 from segnas.network import Network
+from segnas.report import Port
 from segnas.runtime.evaluate import evaluate
-from segnas.runtime.session import Port, Specification
+from segnas.runtime.session import Specification
 from segnas.search import trained_score as scoring
 from segnas.search.sampled import Scoring
 from segnas.search.space import Space
