@@ -105,7 +105,7 @@ class Campaign:
 
     def random(self, draws: RandomDraws, candidates: Sequence[Candidate], *, within: float, seed: int) -> Iterator[Candidate]:
         """Random networks, none of them a candidate and each once, dealt to the searched candidates in turn: each lies within that share of the
-        latency of the one it is dealt to, by the table and by the clock.
+        measured latency of the one it is dealt to, by the table and by the clock.
 
         Uniform draws where the table prices nothing or no network was searched. InputError where a searched one gets none.
         """
@@ -131,7 +131,7 @@ class Campaign:
                 )
 
     def _around(self, space: Space, anchor: Architecture, within: float, rng: Random) -> Iterator[Architecture]:
-        ms = self.table.estimate(anchor).total_ms
+        ms = self.ms(anchor)  # not the table's: what the table has wrong of one network it does not have wrong of the others
         price = ExpectedLatency(space, self.table, self.table.target).exact
         return between(space, ms * (1 - within), ms * (1 + within), price, rng)
 
