@@ -1,11 +1,13 @@
 """Campaign: the networks of a comparison and their latencies, all measured in a row at one speed of the machine."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
+from statistics import median
 
 from segnas.arch import Architecture
 from segnas.errors import IncompatibleError, InputError
@@ -116,11 +118,21 @@ class Campaign:
             yield from (Candidate(RANDOM, f"random {number}", architecture) for number, architecture in enumerate(islice(drawn, draws.count), 1))
             return
         require_entries(draws.space, self.table)
-        streams = [self._around(draws.space, anchor, within, Random(rng.random())) for anchor in anchors]
+        price = ExpectedLatency(draws.space, self.table, self.table.target).exact
+        ratios = [self._ratio(anchor) for anchor in anchors]
+        streams: dict[str, tuple[float, Iterator[Architecture]]] = {}
         for number in range(draws.count):
-            anchor, stream = anchors[number % len(anchors)], streams[number % len(anchors)]
-            fresh = islice((architecture for architecture in stream if architecture.digest not in taken), ATTEMPTS)
-            found = next((a for a in fresh if abs(self.ms(a) / self.ms(anchor) - 1) <= within), None)
+            anchor = anchors[number % len(anchors)]
+            middle, found = self.ms(anchor) / median(ratios), None
+            at, near = streams.get(anchor.digest, (math.inf, iter(())))
+            if abs(middle / at - 1) > within / 4:  # the ratio moved: look elsewhere
+                near = between(draws.space, middle * (1 - within), middle * (1 + within), price, Random(rng.random()))
+                streams[anchor.digest] = middle, near
+            for tried in islice((architecture for architecture in near if architecture.digest not in taken), ATTEMPTS):
+                ratios.append(self._ratio(tried))
+                if abs(self.ms(tried) / self.ms(anchor) - 1) <= within:
+                    found = tried
+                    break
             if found is not None:
                 taken.add(found.digest)
                 yield Candidate(RANDOM, f"random {number + 1}", found)
@@ -130,10 +142,9 @@ class Campaign:
                     f"{anchor.digest} takes, by table and clock (at most {ATTEMPTS} are measured); widen --within, or give the searched space"
                 )
 
-    def _around(self, space: Space, anchor: Architecture, within: float, rng: Random) -> Iterator[Architecture]:
-        ms = self.ms(anchor)  # not the table's: what the table has wrong of one network it does not have wrong of the others
-        price = ExpectedLatency(space, self.table, self.table.target).exact
-        return between(space, ms * (1 - within), ms * (1 + within), price, rng)
+    def _ratio(self, architecture: Architecture) -> float:
+        """What the clock says over what the table says: what all networks share of it is taken out of the table's word, what one has is not."""
+        return self.ms(architecture) / self.table.estimate(architecture).total_ms
 
 
 def by_digest(candidates: Sequence[Candidate]) -> Mapping[str, Architecture]:

@@ -154,7 +154,7 @@ def test_random_networks_have_the_latency_of_a_searched_one_by_table_and_clock(c
     for number, network in enumerate(of(found, RANDOM)):
         anchor = anchors[number % 3]
         assert abs(network.measured_ms / anchor.measured_ms - 1) <= WITHIN
-        assert abs(network.predicted_ms / anchor.predicted_ms - 1) <= WITHIN + 1e-9
+        assert abs(1.1 * network.predicted_ms / anchor.measured_ms - 1) <= WITHIN + 0.02  # the clock's factor, known to 2 % from any network
     assert len(clock.measured) == len(set(clock.measured)) > 10  # some that the table took for equal were not
 
 
@@ -300,7 +300,7 @@ def test_what_is_written_is_what_was_found(compared, searched: list[Candidate], 
 
 
 def test_fewer_random_networks_than_asked_for_are_said(compared, searched: list[Candidate], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segnas.campaign.between", lambda *_: iter([fast_scnn(19)]))
+    monkeypatch.setattr("segnas.campaign.between", lambda *_: iter([SPACE.decode(SPACE.random(Random(101))).architecture]))
     clock = Clock()
     clock.measure = lambda architecture, table: Measured(5.0, 0.004)  # type: ignore[method-assign]
     found = compared(candidates=searched[:1], clock=clock, random=6)
