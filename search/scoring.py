@@ -100,19 +100,22 @@ def re_estimate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         raise InputError("no batch was given to estimate normalisation statistics on; at least 1 is needed, 100 are usual")
 
 
-def score(network: nn.Module, dataset: Dataset, indices: Sequence[int], size: Size) -> float:
-    """Mean IoU, 0 to 1, of a network in evaluation mode over these samples: input resized to `size` (HEIGHT, WIDTH), logits enlarged to the truth's.
+def score(network: nn.Module, dataset: Dataset, indices: Sequence[int], size: Size, *, device: str = "cpu") -> float:
+    """Mean IoU, 0 to 1, over these samples by the official Cityscapes rules: what `runtime.evaluate` computes of an engine that gives logits.
 
-    Computed by torch on the CPU; what is shipped is judged by `segnas bench`. InputError where no pixel is of a scored class.
+    Images are resized bilinearly to `size` (HEIGHT, WIDTH), logits bilinearly to the truth's size, then argmax, all by torch on `device`, where the
+    network is left, in evaluation mode. What is shipped is judged by `segnas bench`. InputError where no pixel is of a scored class.
     """
+    network = network.to(device).eval()
     matrix = ConfusionMatrix(dataset.labels)
     with torch.inference_mode():
         for index in indices:
             image, truth = dataset.read(index)
-            logits = network(torch.from_numpy(network_input(image, *size)))  # (1, classes, *size)
+            logits = network(torch.from_numpy(network_input(image, *size)).to(device))  # (1, classes, *size)
             if logits.shape[-2:] != truth.shape:
                 logits = F.interpolate(logits, size=truth.shape, mode="bilinear", align_corners=False)
-            matrix.add(truth, dataset.labels.ids(logits[0].argmax(0).numpy().astype(np.uint8)))
+            predicted = logits[0].argmax(0).to(torch.uint8).cpu().numpy()  # (H, W) train ids
+            matrix.add(truth, dataset.labels.ids(np.asarray(predicted, np.uint8)))
     if matrix.miou is None:
         raise InputError(
             f"{len(indices)} images of {dataset.name} {dataset.split} were given, and no pixel of a scored class is in them; give others"

@@ -1,6 +1,6 @@
 """Scores by training: which images they look at, that they agree with the evaluation of an engine, and what a failure leaves behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from segnas.runtime.evaluate import evaluate
 from segnas.runtime.session import Specification
 from segnas.search import trained_score as scoring
 from segnas.search.sampled import Scoring
+from segnas.search.scoring import score
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.train import TrainSettings, train
-from segnas.search.trained_score import held_out_miou, trained_score
+from segnas.search.trained_score import trained_score
 from segnas.streets import write_streets
 
 SHORT = TrainSettings(steps=3, batch=2, crop=(32, 64), warmup=1, checkpoint_s=0.0)
@@ -72,7 +73,7 @@ def test_the_mean_iou_is_that_of_the_evaluation_of_an_engine(dataset: Dataset, s
     engine: Any = Engine(network, *size)
     expected = evaluate(engine, dataset)
     assert len([score for score in expected.classes if score.iou]) > 3
-    assert held_out_miou(network, dataset, *size) == pytest.approx(expected.miou, abs=1e-4)
+    assert score(network, dataset, range(len(dataset)), size) == pytest.approx(expected.miou, abs=1e-4)
 
 
 def test_training_and_scoring_look_at_disjoint_halves_of_the_split(made, dataset: Dataset, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,12 +83,12 @@ def test_training_and_scoring_look_at_disjoint_halves_of_the_split(made, dataset
         learnt.append(part)
         return train(architecture, part, *rest, **words)
 
-    def noted_miou(network: Network, part: Dataset, *rest: Any, **words: Any) -> float:
-        held_out.append(part)
-        return held_out_miou(network, part, *rest, **words)
+    def noted_score(network: Network, part: Dataset, indices: Sequence[int], *rest: Any, **words: Any) -> float:
+        held_out.append(replace(part, samples=tuple(part.samples[i] for i in indices)))
+        return score(network, part, indices, *rest, **words)
 
     monkeypatch.setattr(scoring, "train", noted_train)
-    monkeypatch.setattr(scoring, "held_out_miou", noted_miou)
+    monkeypatch.setattr(scoring, "score", noted_score)
     value = made().score(next(space.genotypes()))
     first, second = halves(5, 3)
     assert [learnt[0].samples, held_out[0].samples] == [tuple(dataset.samples[i] for i in half) for half in (first, second)]
