@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from segnas.arch import Operation
-from segnas.errors import IncompatibleError
 from segnas.latency import LatencyTable
 
 
@@ -21,15 +20,6 @@ class Coverage:
     def complete(self) -> bool:
         """Whether nothing is missing."""
         return not self.missing
-
-    def require(self, space: str) -> None:
-        """IncompatibleError that names what is missing and the command that measures it."""
-        if self.missing:
-            shown = "; ".join(str(operation) for operation in self.missing[:3])
-            rest = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
-            raise IncompatibleError(
-                f"the latency table lacks {len(self.missing)} operations of {space!r}: {shown}{rest}; run `segnas profile {space}`"
-            )
 
 
 class Change(NamedTuple):

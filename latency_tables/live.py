@@ -19,6 +19,7 @@ from segnas.calibration import NORMAL_95
 from segnas.errors import IncompatibleError, InputError
 from segnas.latency import Entry, LatencyTable, Prepare, profile_command
 from segnas.latency_tables.compose import reference_ms
+from segnas.latency_tables.merge import scaled
 from segnas.latency_tables.profile import LEAST_ROUNDS, PROTOCOL, Progress, profile
 from segnas.latency_tables.slope import IQM_LOSS, QUARTILES
 from segnas.timing import percentile
@@ -169,13 +170,7 @@ def rescaled(table: LatencyTable, factor: float) -> LatencyTable:
         raise InputError(f"factor {factor} was given; a positive number is needed")
     origin = dict(table.provenance)
     origin[RESCALED_KEY] = f"{factor * float(origin.get(RESCALED_KEY, '1')):.6f}"
-    return replace(
-        table,
-        entries=tuple(replace(entry, median_ms=entry.median_ms * factor) for entry in table.entries),
-        overhead_ms=table.overhead_ms * factor,
-        calibration=replace(table.calibration, probes=()),
-        provenance=tuple(sorted(origin.items())),
-    )
+    return replace(scaled(table, factor), calibration=replace(table.calibration, probes=()), provenance=tuple(sorted(origin.items())))
 
 
 @contextmanager

@@ -56,13 +56,13 @@ def at_speed_of(table: LatencyTable, other: LatencyTable) -> LatencyTable:
             f"one of the two tables of {table.space!r} states the sentinel's time that its prices refer to, the other does not "
             f"({SENTINEL_KEY}: {wanted} and {own}), so their milliseconds do not mix; run `segnas profile {table.space}` again"
         )
-    factor = wanted / own
-    return replace(
-        table,
-        entries=tuple(replace(entry, median_ms=rounded(entry.median_ms * factor)) for entry in table.entries),
-        overhead_ms=rounded(table.overhead_ms * factor),
-        provenance=_sorted({**dict(table.provenance), SENTINEL_KEY: dict(other.provenance)[SENTINEL_KEY]}),
-    )
+    return replace(scaled(table, wanted / own), provenance=_sorted({**dict(table.provenance), SENTINEL_KEY: dict(other.provenance)[SENTINEL_KEY]}))
+
+
+def scaled(table: LatencyTable, factor: float) -> LatencyTable:
+    """The table with every price, and the cost of a call, times the factor; all else is as it was."""
+    entries = tuple(replace(entry, median_ms=rounded(entry.median_ms * factor)) for entry in table.entries)
+    return replace(table, entries=entries, overhead_ms=rounded(table.overhead_ms * factor))
 
 
 def require_alike(first: LatencyTable, second: LatencyTable, target: Target, but: Iterable[str] = ()) -> None:

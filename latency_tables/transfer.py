@@ -12,7 +12,7 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.latency import Calibration, LatencyTable, Prepare
 from segnas.latency_tables.compose import SENTINEL_KEY
 from segnas.latency_tables.measure import ROUNDS, measure, measure_all
-from segnas.latency_tables.merge import rounded
+from segnas.latency_tables.merge import rounded, scaled
 from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
 from segnas.latency_tables.store import content_sha256
 from segnas.target import Target
@@ -35,7 +35,8 @@ def transferred(
     distinct = tuple({a.digest: a for a in networks}.values())
     if len(distinct) < LEAST_NETWORKS:
         raise InputError(f"{len(distinct)} networks were given to transfer a table with; at least {LEAST_NETWORKS} are needed, 10 are advised")
-    priced = _scaled(table, 1 / table.calibration.scale)  # what was fitted on the other device, but for its one factor, stays
+    corrected = tuple(replace(e, median_ms=rounded(table.price_ms(e.operation) / table.calibration.scale)) for e in table.entries)
+    priced = replace(table, entries=corrected, calibration=Calibration())  # what was fitted on the other device, but for its one factor, stays
     for architecture in distinct:
         priced.raw_sum_ms(architecture)  # before the clock: a missing entry must not cost a measurement
     reference = measure(sentinel_architecture(), sentinel_target(target), prepare=prepare, rounds=rounds).median_ms
@@ -43,12 +44,6 @@ def transferred(
     measured = [(architecture, label.median_ms) for architecture, label in zip(distinct, labels, strict=True)]
     factor = priced.calibrated([priced.probe(*pair) for pair in measured]).calibration.scale
     origin = {"transferred_from": content_sha256(table), "transferred_device": table.target.device, SENTINEL_KEY: f"{reference:.6f}"}
-    made = _scaled(replace(priced, target=target, provenance=tuple(sorted({**dict(table.provenance), **origin}.items()))), factor)
+    made = scaled(replace(priced, target=target, provenance=tuple(sorted({**dict(table.provenance), **origin}.items()))), factor)
     made = replace(made, entries=tuple(replace(e, source="transferred", method=f"{e.method}, transferred") for e in made.entries))
     return made.calibrated([made.probe(*pair) for pair in measured])
-
-
-def _scaled(table: LatencyTable, factor: float) -> LatencyTable:
-    """The table's calibrated prices times a factor, as entries, uncalibrated."""
-    entries = tuple(replace(e, median_ms=rounded(table.price_ms(e.operation) * factor)) for e in table.entries)
-    return replace(table, entries=entries, overhead_ms=rounded(table.constant_ms * factor), calibration=Calibration())

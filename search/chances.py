@@ -8,7 +8,7 @@ involved.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from segnas.search.slots import Link, Slot
+from segnas.search.slots import Link, Slot, source_of
 from segnas.search.space import Space
 
 
@@ -53,7 +53,7 @@ class Chances:
 
     def gates(self, slot: Slot) -> list[Chance]:
         """The chance of each input that is a reason to live: its source is there and its link is on."""
-        return [self.both(self.there[_source(entry)], self.switch(entry)) for entry in slot.inputs if not is_undecided(entry)]
+        return [self.both(self.there[source_of(entry)], self.switch(entry)) for entry in slot.inputs if not is_undecided(entry)]
 
     def switch(self, entry: int | Link) -> Chance:
         """The chance that a link is on."""
@@ -120,14 +120,10 @@ def readers_of(space: Space) -> list[list[tuple[int, int | Link]]]:
     for index, slot in enumerate(space.slots):
         for entry in slot.inputs:
             if not is_undecided(entry):
-                readers[_source(entry)].append((index, entry))
+                readers[source_of(entry)].append((index, entry))
     return readers
 
 
 def is_undecided(entry: int | Link) -> bool:
     """Whether an input is a link without decision: there iff its source lives anyway."""
     return isinstance(entry, Link) and entry.decision is None
-
-
-def _source(entry: int | Link) -> int:
-    return entry if isinstance(entry, int) else entry.source

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from segnas.search.chances import Always, Chances
-from segnas.search.slots import Link
+from segnas.search.slots import Link, source_of
 from segnas.search.space import Genotype, Space
 
 
@@ -24,7 +24,7 @@ class ExactPrice:
         constant: float,
     ) -> None:
         self._slots, self._decisions, self._prices, self._constant = space.slots, decisions, prices, constant
-        self._entries = [tuple(_parts(entry) for entry in slot.inputs) for slot in space.slots]
+        self._entries = [tuple((source_of(entry), *_switch(entry)) for entry in slot.inputs) for slot in space.slots]
         self._sure = [isinstance(chance, Always) for chance in chances.there]
         self._absent = [tuple(i for i, kind in enumerate(slot.kinds) if kind.op == "none") if slot.decision else () for slot in space.slots]
 
@@ -75,6 +75,6 @@ class ExactPrice:
         return known[index]
 
 
-def _parts(entry: int | Link) -> tuple[int, str | None, int]:
-    """Source, decision and option of an input: an empty decision for one that is always on, None for one that is no reason to live."""
-    return (entry, "", 0) if isinstance(entry, int) else (entry.source, entry.decision, entry.option)
+def _switch(entry: int | Link) -> tuple[str | None, int]:
+    """Decision and option that switch an input on: an empty decision for one that is always on, None for one that is no reason to live."""
+    return ("", 0) if isinstance(entry, int) else (entry.decision, entry.option)

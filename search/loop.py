@@ -15,7 +15,6 @@ from segnas.augment import Augmentation, Batch, ImageCache, batch_count, batches
 from segnas.data import Dataset, halves
 from segnas.errors import UsageError, VerificationError
 from segnas.latency import LatencyTable
-from segnas.network import initialise
 from segnas.report import Curve
 from segnas.search.checkpoint import (
     load_tensors,
@@ -35,7 +34,7 @@ from segnas.search.sampling import Sample
 from segnas.search.second_order import Forward, VirtualStep, second_order_gradient
 from segnas.search.settings import SearchSettings
 from segnas.search.space import Space
-from segnas.search.supernet import Supernet
+from segnas.search.supernet import untrained_supernet
 from segnas.search.terms import Term, term
 from segnas.search.trace import Trace, TraceHeader
 
@@ -92,9 +91,9 @@ def search(
     if begun:
         run.restore(checkpoint, identity)
     cache, saved = ImageCache(CACHE_BYTES), time.monotonic()
-    first, second = halves(len(dataset), seed)
     single = settings.levels == "single"
-    weights_stream = _stream(dataset, tuple(sorted((*first, *second))) if single else first, settings, seed, run.step, workers, cache)
+    first, second = (tuple(range(len(dataset))), ()) if single else halves(len(dataset), seed)
+    weights_stream = _stream(dataset, first, settings, seed, run.step, workers, cache)
     decision_stream = _stream(dataset, second, settings, seed + 1, max(0, run.step - settings.warmup), workers, cache)
     header = TraceHeader(space.name, space.classes, space.decisions, settings.steps, budget_ms, identity)
     kept = None if trace is None else Trace.resume(trace, header, step=run.step) if begun else Trace.start(trace, header)
@@ -118,10 +117,7 @@ class _Run:
 
     def __init__(self, space: Space, limits: Sequence[Priced], settings: SearchSettings, seed: int, device: str) -> None:
         self.space, self.settings, self.device, self.limits = space, settings, torch.device(device), limits
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.supernet = Supernet(space, parts=settings.parts)
-            initialise(self.supernet)
+        self.supernet = untrained_supernet(space, seed, parts=settings.parts)
         _freeze_normalisation(self.supernet)
         self.supernet = self.supernet.to(self.device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self.relaxation = Relaxation(space, settings, seed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segnas.search.chances import Always, Chance, Chances, Event, is_undecided
-from segnas.search.slots import Link
+from segnas.search.slots import source_of
 from segnas.search.space import Space
 
 Value = Tensor | float
@@ -46,9 +46,9 @@ class Presence:
         additions: Value = -self.fed[index]
         for entry in slot.inputs:
             if is_undecided(entry):
-                additions = additions + self.there[_source(entry)] * self.wanted[_source(entry)] * self.fed[index]
+                additions = additions + self.there[source_of(entry)] * self.wanted[source_of(entry)] * self.fed[index]
             else:
-                additions = additions + self.there[_source(entry)] * self._sure(self.chances.switch(entry))
+                additions = additions + self.there[source_of(entry)] * self._sure(self.chances.switch(entry))
         return prices * additions * self.wanted[index]
 
     def _known(self, chance: Chance) -> Value | None:
@@ -67,7 +67,7 @@ class Presence:
             return _product([self.there[source] for source in slot.sources])
         entries = [entry for entry in slot.inputs if not is_undecided(entry)]
         on = [self._sure(self.chances.switch(entry)) for entry in entries]
-        there = [self.there[_source(entry)] for entry in entries]
+        there = [self.there[source_of(entry)] for entry in entries]
         if slot.join == "select":
             return sum((p * t for p, t in zip(on, there, strict=True)), start=0.0)
         most = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in there]).max().clamp_min(TINY)
@@ -97,7 +97,3 @@ def _product(values: Sequence[Value]) -> Value:
         if not (isinstance(value, float) and value == 1.0):
             result = value * result
     return result
-
-
-def _source(entry: int | Link) -> int:
-    return entry if isinstance(entry, int) else entry.source

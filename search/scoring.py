@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from segnas.data import Dataset, network_input, normalise, read_image
 from segnas.errors import IncompatibleError, InputError
 from segnas.metrics import ConfusionMatrix
-from segnas.network import Network, initialise
+from segnas.network import Network
 from segnas.search.checkpoint import load_tensors, unprefixed
 from segnas.search.space import Genotype, Space
 from segnas.search.supernet import Supernet, inherit
@@ -48,15 +48,6 @@ def load_supernet(space: Space, checkpoint: Path) -> Supernet:
         raise IncompatibleError(
             f"{checkpoint} is a supernet of another {space.name!r} than the one with {space.classes} classes: {reason}; search it again"
         ) from None
-    return supernet.eval()
-
-
-def untrained_supernet(space: Space, seed: int) -> Supernet:
-    """The supernet as a search of that seed begins with it: what a correlation must beat."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        supernet = Supernet(space)
-        initialise(supernet)
     return supernet.eval()
 
 

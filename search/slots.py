@@ -43,6 +43,11 @@ class Link:
     option: int = 1
 
 
+def source_of(entry: int | Link) -> int:
+    """Index of the slot that an input reads."""
+    return entry if isinstance(entry, int) else entry.source
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A node whose fields may be open.
@@ -83,7 +88,7 @@ class Slot:
     @property
     def sources(self) -> tuple[int, ...]:
         """Indices of the slots that it may read."""
-        return tuple(entry if isinstance(entry, int) else entry.source for entry in self.inputs)
+        return tuple(map(source_of, self.inputs))
 
     def width(self, genotype: Mapping[str, int]) -> int:
         """Channels under a genotype."""

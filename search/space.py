@@ -30,6 +30,7 @@ from segnas.search.slots import (
     decision_sizes,
     slot_levels,
     slot_name,
+    source_of,
 )
 from segnas.target import Target
 
@@ -117,7 +118,7 @@ class Space:
         link's option.
         """
         entries = self.slots[index].inputs
-        return tuple(entry for entry in entries if live[_source(entry)] and _switched_on(entry, active))
+        return tuple(entry for entry in entries if live[source_of(entry)] and _switched_on(entry, active))
 
     def check(self, genotype: Genotype) -> None:
         """Refuse a genotype that does not name each decision once with an option that it has, or that breaks a rule;
@@ -148,7 +149,7 @@ class Space:
         for index, slot in enumerate(self.slots):
             if not live[index]:
                 continue
-            inputs = tuple(place[_source(entry)] for entry in self.readings(index, active, live))
+            inputs = tuple(place[source_of(entry)] for entry in self.readings(index, active, live))
             if slot.join == "select" and len(inputs) != 1:
                 raise InputError(f"{slot_name(self.slots, index)}: {len(inputs)} of its inputs live under this genotype; a select needs exactly one")
             if slot.join and len(inputs) == 1:
@@ -265,17 +266,13 @@ class Space:
         always = 0
         switched: set[str] = set()
         for entry in slot.inputs:
-            source = self.slots[_source(entry)]
+            source = self.slots[source_of(entry)]
             decision = entry.decision if isinstance(entry, Link) and entry.decision else source.decision if source.may_be_absent else None
             if decision is None:
                 always += 1
             else:
                 switched.add(decision)
         return always + sum(min(group.high, len(switched & set(group.decisions))) for group in self.groups)
-
-
-def _source(entry: int | Link) -> int:
-    return entry if isinstance(entry, int) else entry.source
 
 
 def _switched_on(entry: int | Link, active: Mapping[str, Collection[int]]) -> bool:
@@ -288,4 +285,4 @@ def _reasons(slot: Slot, active: Mapping[str, Collection[int]]) -> Iterator[int]
     """
     for entry in slot.inputs:
         if isinstance(entry, int) or (entry.decision is not None and entry.option in active[entry.decision]):
-            yield _source(entry)
+            yield source_of(entry)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from segnas.arch import size_at
 from segnas.errors import InputError
 from segnas.kinds import Kind
-from segnas.network import Network
+from segnas.network import Network, initialise
 from segnas.ops import build
 from segnas.search.sampling import Sample
-from segnas.search.slots import Link, Slot, Widths, slot_name
+from segnas.search.slots import Link, Slot, Widths, slot_name, source_of
 from segnas.search.space import Derived, Space
 
 
@@ -49,15 +49,15 @@ class Supernet(nn.Module):
         if not live[-1]:
             raise InputError(f"this sample of {space.name!r} leaves no way from the image to the output")
         read = {index: space.readings(index, sample.active, live) for index, lives in enumerate(live) if lives}
-        last_reader = {source: index for index, entries in read.items() for source in map(_source, entries)}
+        last_reader = {source: index for index, entries in read.items() for source in map(source_of, entries)}
         alive: dict[int, Tensor] = {0: image}
         kept: dict[int, Tensor] = {}
         for index, entries in read.items():
             if index:
-                alive[index] = self._slot(index, [_gated(alive[_source(e)], e, sample) for e in entries], sample, size)
+                alive[index] = self._slot(index, [_gated(alive[source_of(e)], e, sample) for e in entries], sample, size)
             if index in wanted:
                 kept[index] = alive[index]
-            for source in {_source(entry) for entry in entries}:
+            for source in {source_of(entry) for entry in entries}:
                 if last_reader[source] == index:
                     del alive[source]
         return alive[len(space.slots) - 1], kept
@@ -82,6 +82,15 @@ class Supernet(nn.Module):
         before, part, after = _split(features[0], self.parts, self.turn)
         mixed = _sum([modules[str(option)]([part], target) * weights[option] for option in options])
         return torch.cat([before, mixed, after], 1)
+
+
+def untrained_supernet(space: Space, seed: int, *, parts: int = 1) -> Supernet:
+    """The supernet as a search of that seed begins with it, in evaluation mode: what a correlation must beat."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        supernet = Supernet(space, parts=parts)
+        initialise(supernet)
+    return supernet.eval()
 
 
 def inherit(network: Network, supernet: Supernet, derived: Derived) -> None:
@@ -151,7 +160,3 @@ def _sum(features: Sequence[Tensor]) -> Tensor:
     for feature in features[1:]:
         total = total + feature
     return total
-
-
-def _source(entry: int | Link) -> int:
-    return entry if isinstance(entry, int) else entry.source

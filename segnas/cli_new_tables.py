@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from segnas.cli_options import FILE, JSON, SEED, emit, require_suffix
 from segnas.cli_tables import CLASSES, space_of, tables
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from segnas.arch import Operation
-    from segnas.target import Target
 
 __all__ = ["tables"]
 
@@ -104,33 +98,17 @@ def interpolate(first: Path, second: Path, size: str, out: Path, classes: int | 
     from dataclasses import replace
 
     from segnas.files import require_writable
-    from segnas.latency_tables.interpolate import interpolate as interpolate_tables
     from segnas.latency_tables.store import load_table, save_table
+    from segnas.measuring import interpolate_tables
+    from segnas.screen import RichScreen
     from segnas.target import parse_size
 
     height, width = parse_size(size)
     one, other = load_table(first), load_table(second)
     target = replace(one.target, height=height, width=width)
     require_writable(out)
-    operations = space_of(one, classes).all_operations(target)
-    made = interpolate_tables(one, other, operations, target, graph_sha256=_graph_hashes(operations, target))
+    with RichScreen().step("exporting operations") as progress:
+        made = interpolate_tables(space_of(one, classes), one, other, target, progress)
     save_table(out, made)
     found = {"table": str(out), "entries": len(made.entries), "scale": made.calibration.scale, "relative_sd": made.calibration.relative_sd}
     emit(found, as_json, [f"{out}: {len(made.entries)} interpolated entries, residual taken to be {made.calibration.relative_sd:.1%}; {target}"])
-
-
-def _graph_hashes(operations: Sequence[Operation], target: Target) -> Callable[[Operation], str]:
-    """What hashes an operation's graph; all are exported at the first call, since one export of many is much faster than many of one."""
-    from functools import cache
-
-    from segnas.export.graph import graph_sha256
-    from segnas.export.templates import templates
-    from segnas.screen import RichScreen
-
-    @cache
-    def hashes() -> dict[Operation, str]:
-        with RichScreen().step("exporting operations") as progress:
-            templates(operations, batch=target.batch, progress=lambda done, total: progress(done, total, ""))
-        return {o: graph_sha256(o, batch=target.batch, runtime=target.backend) for o in operations}
-
-    return lambda operation: hashes()[operation]

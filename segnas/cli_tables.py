@@ -100,7 +100,8 @@ def check(table: Path, classes: int | None, live: bool, as_json: bool) -> None:
     from segnas.latency_tables.store import load_table
 
     loaded = load_table(table)
-    coverage = check_coverage(loaded, space_of(loaded, classes).all_operations(loaded.target))
+    wanted = space_of(loaded, classes)
+    coverage = check_coverage(loaded, wanted.all_operations(loaded.target))
     floor = tuple(sorted(entry.operation for entry in loaded.entries if entry.median_ms <= FLOOR_MS))
     parts = {
         "missing": ("needed and without a price", coverage.missing),
@@ -126,7 +127,10 @@ def check(table: Path, classes: int | None, live: bool, as_json: bool) -> None:
         lines.append(f"the sentinel takes {now.sentinel_ratio:.3f} of the table's: {now.advice}")
         advice = now.advice if now.action in ("rescale", "profile") else ""
     emit(found, as_json, lines)
-    coverage.require(loaded.space)
+    if not coverage.complete:
+        from segnas.measuring import require_entries
+
+        require_entries(wanted, loaded)
     if advice:
         raise IncompatibleError(f"{table} no longer holds on this machine: {advice}")
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,7 @@ from segnas.export.templates import templates
 from segnas.files import require_writable
 from segnas.latency import LatencyTable, Prepare, Timed, profile_command
 from segnas.latency_tables.compose import calibrate, reference_ms
+from segnas.latency_tables.interpolate import interpolate
 from segnas.latency_tables.live import LiveCheck, check_live, live_entries
 from segnas.latency_tables.measure import measure
 from segnas.latency_tables.probes import designs, probe_operations
@@ -76,14 +78,18 @@ def graph_hashes(target: Target) -> Callable[[Operation], str]:
     return lambda operation: graph_sha256(operation, batch=target.batch, runtime=target.backend)
 
 
+def export_operations(operations: Sequence[Operation], target: Target, progress: Progress) -> None:
+    """Export all of these operations at once: one export of many is much faster than many of one."""
+    templates(operations, batch=target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
+
+
 def export_probes(operations: Sequence[Operation], target: Target, progress: Progress, networks: Sequence[Architecture] = ()) -> None:
-    """Export all that the probes of these operations hold, at once: one export of many is much faster than many of one.
+    """Export all that the probes of these operations hold.
 
     For AOTInductor, compile the probes, the sentinel and these networks, several at a time: nothing compiles while something is timed.
     """
     plan = designs(operations, target)
-    needed = (*operations, *probe_operations(plan))
-    templates(needed, batch=target.batch, progress=lambda done, total: progress(done, total, "exporting operations"))
+    export_operations((*operations, *probe_operations(plan)), target, progress)
     if target.runtime == "aotinductor":
         from segnas.export.aotinductor import compile_probes
 
@@ -180,6 +186,18 @@ def make_table(
         table = replace(table, provenance=tuple(sorted({**dict(table.provenance), **found}.items())))
     save_table(out, table)
     return table
+
+
+def interpolate_tables(space: Space, first: LatencyTable, second: LatencyTable, target: Target, progress: Progress) -> LatencyTable:
+    """The table of the space at the target's size, between those of two tables; nothing is exported before they are found to belong together."""
+    operations = space.all_operations(target)
+
+    @cache
+    def hashes() -> dict[Operation, str]:
+        export_operations(operations, target, progress)
+        return {operation: graph_hashes(target)(operation) for operation in operations}
+
+    return interpolate(first, second, operations, target, graph_sha256=lambda operation: hashes()[operation])
 
 
 def transfer_table(space: Space, table: LatencyTable, *, networks: int, seed: int, progress: Progress) -> LatencyTable:

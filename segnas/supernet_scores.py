@@ -17,9 +17,9 @@ from segnas.journals import Journal
 from segnas.measuring import Progress
 from segnas.search.checkpoint import CHECKPOINT_NAME
 from segnas.search.draws import distinct
-from segnas.search.scoring import Scorer, StatisticsBatches, load_supernet, spread_indices, supernet_score, untrained_supernet
+from segnas.search.scoring import Scorer, StatisticsBatches, load_supernet, spread_indices, supernet_score
 from segnas.search.space import Space
-from segnas.search.supernet import Supernet
+from segnas.search.supernet import Supernet, untrained_supernet
 from segnas.steps import read_scores
 from segnas.trainings import Schedule
 

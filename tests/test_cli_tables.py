@@ -170,7 +170,7 @@ def test_check_names_all_that_is_wrong(saved: Saved) -> None:
     assert result.exception.exit_code == 6
     everything = TINY.all_operations(table.target)
     missing = sorted((everything[0], everything[3]))
-    assert "lacks 2 operations of 'cas-tiny'" in str(result.exception)
+    assert "has no entry for 2 operations of 'cas-tiny' with 11 classes" in str(result.exception)
     assert json.loads(result.stdout) == {
         "entries": len(table.entries) + 1,
         "missing": [str(o) for o in missing],
@@ -184,10 +184,10 @@ def test_check_names_all_that_is_wrong(saved: Saved) -> None:
 
 def test_check_takes_the_classes_from_the_table_or_from_the_user(saved: Saved) -> None:
     path = saved("t.json", made())
-    assert "lacks" in refused(IncompatibleError, "check", path, "--classes", 19)
+    assert "of 'cas-tiny' with 19 classes" in refused(IncompatibleError, "check", path, "--classes", 19)
     headless = replace(made(), entries=tuple(e for e in made().entries if e.operation.op != "classifier"))
     assert "--classes" in refused(UsageError, "check", saved("headless.json", headless))
-    assert "lacks 1 operations" in refused(IncompatibleError, "check", saved("headless.json", headless), "--classes", 11)
+    assert "no entry for 1 operations" in refused(IncompatibleError, "check", saved("headless.json", headless), "--classes", 11)
     assert "known spaces: cas, " in refused(UsageError, "check", saved("other.json", replace(made(), space="mine")))
 
 
@@ -284,8 +284,8 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
     def no_hash(*words: Any, **options: Any) -> str:
         return hashed_by.bind(*words, **options).arguments["operation"].digest.rjust(64, "0")
 
-    monkeypatch.setattr("segnas.export.templates.templates", no_templates)
-    monkeypatch.setattr("segnas.export.graph.graph_sha256", no_hash)
+    monkeypatch.setattr("segnas.measuring.templates", no_templates)
+    monkeypatch.setattr("segnas.measuring.graph_sha256", no_hash)
     return asked
 
 

@@ -18,8 +18,9 @@ from segnas.latency import Calibration, Entry, LatencyTable
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.correlation import kendall, pearson, spearman
 from segnas.search.loop import SearchSettings
-from segnas.search.scoring import Scorer, StatisticsBatches, load_supernet, supernet_score, untrained_supernet
+from segnas.search.scoring import Scorer, StatisticsBatches, load_supernet, supernet_score
 from segnas.search.spaces import space as named_space
+from segnas.search.supernet import untrained_supernet
 from segnas.search.train import TrainSettings
 from segnas.steps import search_space
 from segnas.streets import write_streets

@@ -27,12 +27,11 @@ from segnas.search.scoring import (
     score,
     spread_indices,
     supernet_score,
-    untrained_supernet,
 )
 from segnas.search.slots import Slot, Widths
 from segnas.search.space import Space
 from segnas.search.spaces import SPACES
-from segnas.search.supernet import Supernet
+from segnas.search.supernet import Supernet, untrained_supernet
 from segnas.streets import write_streets
 
 SIZE = (64, 128)
