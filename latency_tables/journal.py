@@ -1,16 +1,14 @@
 """Journal: what a profile has measured so far, one JSON line per finished entry, so that an interrupted profile goes on where it stopped."""
 
-import json
 import math
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
-from segnas.arch import Operation, canonical_json
+from segnas.arch import Operation
 from segnas.errors import IncompatibleError, InputError
-from segnas.files import plain, unplain, write_error
+from segnas.files import plain, unplain
+from segnas.journals import Journal
 from segnas.latency_tables.sentinel import Visit
 from segnas.target import Target
 
@@ -43,70 +41,47 @@ class Record:
         )
 
 
-class Journal:
-    """The file: read when opened, then only appended to; every line is on the disk before `append` returns.
+class ProfileJournal:
+    """A header that says which profile it is, then one record a line; every line is on the disk before `append` returns.
 
     A line that was being written when the power went is dropped. InputError where an earlier line is damaged, IncompatibleError, naming the field,
     where the journal belongs to another space, target or protocol, RequirementError where the disk refuses.
     """
 
     def __init__(self, path: Path, header: dict[str, object]) -> None:
-        self.path = path
-        self._records: dict[tuple[Operation, int], Record] = {}
-        lines = self._whole_lines()
-        if lines:
-            _check_header(path, lines[0], header)
-            for number, line in enumerate(lines[1:], 2):
-                self._take(_record(path, number, line))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as stream:
-                stream.truncate(sum(len(line) for line in lines))
-            self._stream = path.open("ab")
-        except OSError as error:
-            raise write_error(path, error) from error
-        if not lines:
-            try:
-                self._write({"schema": SCHEMA, **header})
-            except BaseException:
-                self._stream.close()
-                raise
+        self._journal = Journal(path)
+        self._records: dict[Operation, dict[int, Record]] = {}
+        if self._journal.entries:
+            _check_header(path, self._journal.entries[0], header)
+            for number in range(2, len(self._journal.entries) + 1):
+                self._take(self._record(number))
+        self._journal.begin({"schema": SCHEMA, **header})
 
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, type_: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
-        self._stream.close()
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self._journal.path
 
     def append(self, record: Record) -> None:
         """Write one record, and wait until the disk has it."""
         self._take(record)
-        self._write(cast(dict[str, object], plain(record)))
+        self._journal.add(cast(dict[str, object], plain(record)))
 
     def records(self, operation: Operation) -> tuple[Record, ...]:
         """The records of that operation, in the order of their attempts."""
-        found = [record for (measured, _), record in self._records.items() if measured == operation]
-        return tuple(sorted(found, key=lambda record: record.attempt))
+        return tuple(record for _, record in sorted(self._records.get(operation, {}).items()))
 
     def _take(self, record: Record) -> None:
-        self._records.setdefault((record.operation, record.attempt), record)
+        self._records.setdefault(record.operation, {}).setdefault(record.attempt, record)
 
-    def _whole_lines(self) -> list[bytes]:
+    def _record(self, number: int) -> Record:
         try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read: {error}") from None
-        return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-
-    def _write(self, value: dict[str, object]) -> None:
-        try:
-            self._stream.write(canonical_json(value).encode() + b"\n")
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        except OSError as error:
-            raise write_error(self.path, error) from error
+            record: Record = unplain(Record, self._journal.entries[number - 1])
+        except InputError as error:
+            raise self._journal.damaged(number, str(error)) from None
+        if not record.is_whole:
+            raise self._journal.damaged(number, "its turns are not complete, or hold a sample that is no time")
+        return record
 
 
 def header_of(space: str, target: Target, protocol: str) -> dict[str, object]:
@@ -114,8 +89,7 @@ def header_of(space: str, target: Target, protocol: str) -> dict[str, object]:
     return {"space": space, "protocol": protocol, "target": plain(target)}
 
 
-def _check_header(path: Path, line: bytes, wanted: dict[str, object]) -> None:
-    held = _object(path, 1, line)
+def _check_header(path: Path, held: dict[str, Any], wanted: dict[str, object]) -> None:
     schema = held.get("schema")
     if schema != SCHEMA:
         kind = IncompatibleError if isinstance(schema, str) and schema.startswith(SCHEMA.partition("/")[0] + "/") else InputError
@@ -128,24 +102,3 @@ def _check_header(path: Path, line: bytes, wanted: dict[str, object]) -> None:
     differing = [f"{name}: the journal has {a!r}, asked for is {b!r}" for name, a, b in pairs if a != b]
     if differing:
         raise IncompatibleError(f"{path} belongs to another profile ({'; '.join(differing)}); remove it or choose another --out")
-
-
-def _record(path: Path, number: int, line: bytes) -> Record:
-    data = _object(path, number, line)
-    try:
-        record: Record = unplain(Record, data)
-        if not record.is_whole:
-            raise InputError("its turns are not complete, or hold a sample that is no time")
-        return record
-    except InputError as error:
-        raise InputError(f"{path}, line {number}: {error}; remove the line, and its entry is measured again") from None
-
-
-def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        data: object = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}, line {number} is no JSON ({error}); remove the line, and its entry is measured again") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}, line {number} is no JSON object; remove the line, and its entry is measured again")
-    return cast(dict[str, Any], data)

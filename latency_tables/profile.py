@@ -15,7 +15,7 @@ from segnas.arch import Operation
 from segnas.errors import IncompatibleError
 from segnas.latency import Entry, LatencyTable, Prepare, Timed
 from segnas.latency_tables.compose import SENTINEL_KEY
-from segnas.latency_tables.journal import Journal, Record, header_of
+from segnas.latency_tables.journal import ProfileJournal, Record, header_of
 from segnas.latency_tables.measure import runs_in
 from segnas.latency_tables.probes import Design, designs, entry_kind
 from segnas.latency_tables.sentinel import Interleaver, Visit, sentinel_architecture, sentinel_target
@@ -84,18 +84,18 @@ def profile(
     where the journal belongs to another space or target; whatever `prepare` raises passes through, and what was finished stays in the journal.
     """
     plan = designs(operations, target)
-    with Journal(journal, header_of(space_name, target, PROTOCOL)) as log:
-        _require_graphs(plan, log, graph_sha256)
-        done = sum(1 for design in plan if log.records(design.operation))
-        for attempt in range(repeats + 1):
-            pending = _pending(plan, log, attempt, REPEATED_MS * _patience(target))
-            random.Random(f"{seed} {attempt}").shuffle(pending)
-            for record in _measured(pending, target, prepare, graph_sha256, rounds, attempt, random.Random(f"{seed} {attempt} turns")):
-                log.append(record)
-                done += attempt == 0
-                if progress is not None:
-                    progress(done, len(plan), record.operation)
-        return _table(space_name, operations, target, plan, log, provenance)
+    log = ProfileJournal(journal, header_of(space_name, target, PROTOCOL))
+    _require_graphs(plan, log, graph_sha256)
+    done = sum(1 for design in plan if log.records(design.operation))
+    for attempt in range(repeats + 1):
+        pending = _pending(plan, log, attempt, REPEATED_MS * _patience(target))
+        random.Random(f"{seed} {attempt}").shuffle(pending)
+        for record in _measured(pending, target, prepare, graph_sha256, rounds, attempt, random.Random(f"{seed} {attempt} turns")):
+            log.append(record)
+            done += attempt == 0
+            if progress is not None:
+                progress(done, len(plan), record.operation)
+    return _table(space_name, operations, target, plan, log, provenance)
 
 
 def time_of(visits: Sequence[Sequence[Visit]]) -> float:
@@ -108,7 +108,7 @@ def _patience(target: Target) -> float:
     return GPU_SHARE if target.scope == "gpu" else 1.0
 
 
-def _require_graphs(plan: Sequence[Design], log: Journal, graph_sha256: Callable[[Operation], str]) -> None:
+def _require_graphs(plan: Sequence[Design], log: ProfileJournal, graph_sha256: Callable[[Operation], str]) -> None:
     """IncompatibleError where the journal holds an operation that is exported as another graph by now."""
     for design in plan:
         records = log.records(design.operation)
@@ -118,7 +118,7 @@ def _require_graphs(plan: Sequence[Design], log: Journal, graph_sha256: Callable
             )
 
 
-def _pending(plan: Sequence[Design], log: Journal, attempt: int, share_ms: float) -> list[Design]:
+def _pending(plan: Sequence[Design], log: ProfileJournal, attempt: int, share_ms: float) -> list[Design]:
     """What this attempt measures: everything at first, then what is not settled, within `share_ms` an operation; never what the journal holds."""
     waiting = [design for design in plan if len(log.records(design.operation)) == attempt]
     if attempt == 0 or not waiting:
@@ -178,21 +178,21 @@ def _finished(group: Sequence[_Open], interleaver: Interleaver, rounds: int, dic
         unfinished = [entry for entry in unfinished if not entry.is_done(rounds)]
 
 
-def _prices(plan: Sequence[Design], log: Journal) -> tuple[dict[Operation, Price], float]:
+def _prices(plan: Sequence[Design], log: ProfileJournal) -> tuple[dict[Operation, Price], float]:
     """Prices from all that the journal holds, and the sentinel's median time in ms that they refer to."""
     readings = [v.sentinel_ms for d in plan for record in log.records(d.operation) for turns in record.visits for v in turns]
     reference = percentile(readings, 50)
     return prices(plan, {design.operation: _slope(design, log) for design in plan}, reference), reference
 
 
-def _slope(design: Design, log: Journal) -> Slope:
+def _slope(design: Design, log: ProfileJournal) -> Slope:
     records = log.records(design.operation)
     joined = [[visit for record in records for visit in record.visits[rung]] for rung in range(len(design.rungs))]
     return slope_of(records[0].copies, joined)
 
 
 def _table(
-    space: str, operations: Sequence[Operation], target: Target, plan: Sequence[Design], log: Journal, provenance: Mapping[str, str]
+    space: str, operations: Sequence[Operation], target: Target, plan: Sequence[Design], log: ProfileJournal, provenance: Mapping[str, str]
 ) -> LatencyTable:
     wanted = {operation for operation in operations if not operation.is_free}
     known, reference = _prices(plan, log) if plan else ({}, 0.0)

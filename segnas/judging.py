@@ -3,20 +3,19 @@
 draws -> judge.jsonl (one line a network and process) -> Judgement
 """
 
-import json
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from segnas.arch import Architecture, canonical_json
+from segnas.arch import Architecture
 from segnas.errors import IncompatibleError, InputError
 from segnas.export.manifest import versions
-from segnas.files import write_text
+from segnas.journals import Journal
 from segnas.latency import LatencyTable
 from segnas.latency_tables.compose import reference_ms
 from segnas.latency_tables.judge import Judgement, Label, bare, label_of, noise, process_sd, rows, spread
@@ -140,18 +139,16 @@ class _Sessions:
     """The journal: a header that names table and networks, then one line a finished process."""
 
     def __init__(self, path: Path, table: LatencyTable, digests: Sequence[str]) -> None:
-        self.path = path
+        self._journal = Journal(path)
         self._found: dict[tuple[str, int], dict[str, float]] = {}
-        header = canonical_json({"space": table.space, "prices": table.prices_digest, "networks": list(digests)})
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # a torn last line has no line feed
-        if lines and lines[0] != header:
+        header = {"space": table.space, "prices": table.prices_digest, "networks": list(digests)}
+        if self._journal.begin(header) != header:
             raise IncompatibleError(f"{path} was begun with another table or other networks; remove it, or give another --out")
-        try:
-            for line in map(json.loads, lines[1:]):
+        for number, line in enumerate(self._journal.entries[1:], 2):
+            try:
                 self._found[line["role"], line["process"]] = {digest: float(ms) for digest, ms in line["ms"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path} is damaged; remove it, and the networks are measured again") from None
-        self._lines = lines or [header]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise self._journal.damaged(number, "each line must hold a role, a process and its networks' ms") from None
 
     def has(self, role: str, process: int) -> bool:
         """Whether that process has finished."""
@@ -159,10 +156,9 @@ class _Sessions:
 
     def add(self, role: str, process: int, networks: Sequence[Architecture], measured: Sequence[Measured]) -> None:
         """Keep what a process found; on the disk before this returns."""
-        ms: Mapping[str, float] = {a.digest: m.median_ms for a, m in zip(networks, measured, strict=True)}
-        self._found[role, process] = dict(ms)
-        self._lines.append(canonical_json({"role": role, "process": process, "ms": ms}))
-        write_text(self.path, "".join(line + "\n" for line in self._lines))
+        ms = {a.digest: m.median_ms for a, m in zip(networks, measured, strict=True)}
+        self._journal.add({"role": role, "process": process, "ms": ms})
+        self._found[role, process] = ms
 
     def labels(self, role: str, networks: Sequence[Architecture]) -> tuple[Label, ...]:
         """The networks' labels over all finished processes of that role."""

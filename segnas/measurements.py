@@ -1,13 +1,10 @@
 """The journal of measured networks."""
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from segnas.arch import Architecture, canonical_json
-from segnas.errors import InputError
-from segnas.files import write_error, write_text
+from segnas.arch import Architecture
+from segnas.journals import Journal
 from segnas.timing import Measured
 
 
@@ -15,20 +12,20 @@ class MeasurementJournal:
     """Measurements of whole networks, one JSON line each: a finished one is never repeated, whenever the run is killed.
 
     `table` is the `prices_digest` of the table whose target and sentinel speed they refer to; lines of another table are kept, and not used.
+    InputError names the line that holds no measurement.
     """
 
     def __init__(self, path: Path, table: str) -> None:
-        self.path, self.table = path, table
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []  # a torn last line has no line feed
-        try:
-            entries = [(e["table"], e["digest"], Measured(float(e["measured_ms"]), float(e.get("relative_sd", 0)))) for e in map(json.loads, lines)]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path} is damaged: each line must hold a table, a digest and measured_ms; remove it, and the networks are measured again"
-            ) from None
-        self.found: dict[str, Measured] = {digest: measured for basis, digest, measured in entries if basis == table}
-        if path.is_file():
-            write_text(path, "".join(line + "\n" for line in lines))
+        self.table, self._journal = table, Journal(path)
+        self.found: dict[str, Measured] = {}
+        for number, entry in enumerate(self._journal.entries, 1):
+            try:
+                basis, digest = entry["table"], entry["digest"]
+                measured = Measured(float(entry["measured_ms"]), float(entry.get("relative_sd", 0)))
+            except (ValueError, KeyError, TypeError):
+                raise self._journal.damaged(number, "each line must hold a table, a digest and measured_ms") from None
+            if basis == table:
+                self.found[digest] = measured
 
     @property
     def known(self) -> dict[str, float]:
@@ -45,12 +42,5 @@ class MeasurementJournal:
 
     def add(self, digest: str, ms: float, relative_sd: float = 0.0) -> None:
         """Keep a measurement, with the relative standard deviation of its mean where that is known; on the disk before this returns."""
+        self._journal.add({"table": self.table, "digest": digest, "measured_ms": ms, "relative_sd": relative_sd})
         self.found[digest] = Measured(ms, relative_sd)
-        line = canonical_json({"table": self.table, "digest": digest, "measured_ms": ms, "relative_sd": relative_sd})
-        try:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise write_error(self.path, error) from error

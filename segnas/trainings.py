@@ -98,9 +98,7 @@ class Trainings:
     def __init__(self, folder: Path, schedule: Schedule, by: Learn = learn) -> None:
         self.folder, self.schedule, self._learn = folder, schedule, by
         self._journal = Journal(folder / "trained.jsonl")
-        if not self._journal.entries:
-            self._journal.add({"schedule": schedule.identity})
-        held = self._journal.entries[0].get("schedule")
+        held = self._journal.begin({"schedule": schedule.identity}).get("schedule")
         if not isinstance(held, dict):
             raise self._journal.damaged(1)
         differing = differences(cast(dict[str, Any], held), schedule.identity)

@@ -1,10 +1,11 @@
 """Judging a table with a simulated machine: what is fitted is never judged, a finished process is never repeated."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from segnas.errors import IncompatibleError
+from segnas.errors import IncompatibleError, InputError
 from segnas.judging import FITTED, STRATIFIED, UNIFORM, draw, judge_table
 from segnas.latency import Entry, LatencyTable
 from segnas.latency_tables.compose import SENTINEL_KEY
@@ -83,6 +84,23 @@ def test_an_interrupted_judging_repeats_no_process(table: LatencyTable, tmp_path
     found, _ = judged(table, last, tmp_path / "j.jsonl")
     assert len(last.calls) == 2 * 3 - 4
     assert (found.rows, found.sets) == (whole.rows, whole.sets)
+
+
+def test_a_journal_holds_its_networks_and_then_a_line_a_process(table: LatencyTable, tmp_path: Path) -> None:
+    machine = Machine(table, most=2)
+    with pytest.raises(KeyboardInterrupt):
+        judged(table, machine, tmp_path / "j.jsonl")
+    header, *lines = map(json.loads, (tmp_path / "j.jsonl").read_text().splitlines())
+    assert (header["space"], header["prices"], header["networks"]) == ("cas-tiny", table.prices_digest, machine.calls[0] + machine.calls[1])
+    assert [(line["role"], line["process"], sorted(line["ms"])) for line in lines] == [
+        ("fit", 0, sorted(machine.calls[0])),
+        ("held", 0, sorted(machine.calls[1])),
+    ]
+    for damage in ("{", '{"role":"fit","process":1}', '{"role":"fit","process":1,"ms":{"a":"fast"}}', '{"role":"fit","process":1,"ms":[1]}'):
+        path = tmp_path / "damaged.jsonl"
+        path.write_text((tmp_path / "j.jsonl").read_text() + damage + "\n")
+        with pytest.raises(InputError, match=r"damaged\.jsonl is damaged in line 4"):
+            judged(table, Machine(table), path)
 
 
 def test_a_journal_of_another_table_is_refused(table: LatencyTable, tmp_path: Path) -> None:

@@ -83,6 +83,6 @@ def test_a_failed_measurement_leaves_no_line(tmp_path: Path) -> None:
 def test_a_damaged_line_within_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(f"{CONTENT}{line}\n")
-    with pytest.raises(InputError, match=r"m\.jsonl is damaged: .*remove it"):
+    with pytest.raises(InputError, match=r"m\.jsonl is damaged in line 3: .*remove that line"):
         MeasurementJournal(path, "t")
     assert path.read_text() == f"{CONTENT}{line}\n"

@@ -13,7 +13,7 @@ from segnas.kinds import kind
 from segnas.latency import Calibration, Entry, LatencyTable, priced_operations
 from segnas.latency_tables import profile as module
 from segnas.latency_tables.compose import reference_ms
-from segnas.latency_tables.journal import SCHEMA, Journal, header_of
+from segnas.latency_tables.journal import SCHEMA, ProfileJournal, header_of
 from segnas.latency_tables.profile import profile
 from segnas.latency_tables.store import load_table, save_table
 from segnas.measuring import Services, require_this_machine
@@ -102,13 +102,13 @@ def test_a_record_without_its_turns_is_refused(make_machine, few, small, tmp_pat
 def test_a_header_whose_target_is_no_object(small, tmp_path):
     (tmp_path / "j").write_text(json.dumps({"schema": SCHEMA, **header_of("tiny", small, "p"), "target": "a cpu"}) + "\n")
     with pytest.raises((InputError, IncompatibleError)):
-        Journal(tmp_path / "j", header_of("tiny", small, "p"))
+        ProfileJournal(tmp_path / "j", header_of("tiny", small, "p"))
 
 
 def test_another_version_of_the_journal_is_incompatible(small, tmp_path):
     (tmp_path / "j").write_text(json.dumps({"schema": SCHEMA + "0", **header_of("tiny", small, "p")}) + "\n")
     with pytest.raises(IncompatibleError):
-        Journal(tmp_path / "j", header_of("tiny", small, "p"))
+        ProfileJournal(tmp_path / "j", header_of("tiny", small, "p"))
 
 
 def test_the_time_for_measuring_again_is_bounded_over_interruptions(make_machine, few, small, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from segnas.arch import canonical_json
 from segnas.errors import IncompatibleError, InputError, SegnasError
 from segnas.files import write_noun
 from segnas.latency import Calibration, Entry, LatencyTable
-from segnas.latency_tables.journal import Journal, header_of
+from segnas.latency_tables.journal import ProfileJournal, header_of
 from segnas.latency_tables.profile import PROTOCOL
 from segnas.latency_tables.store import SCHEMA, load_table, save_table
 from segnas.measuring import require_entries, require_this_machine
@@ -239,11 +239,10 @@ JOURNALS: dict[str, tuple[str, Target | None, str]] = {
 @pytest.mark.parametrize("field", JOURNALS)
 def test_the_journal_of_another_profile(table: LatencyTable, tmp_path: Path, field: str) -> None:
     path, (name, target, protocol) = tmp_path / "t.jsonl", JOURNALS[field]
-    with Journal(path, header_of(name, target or table.target, protocol)):
-        pass
+    ProfileJournal(path, header_of(name, target or table.target, protocol))
     held = path.read_bytes()
     refused(
-        lambda: Journal(path, header_of("cas-tiny", table.target, PROTOCOL)),
+        lambda: ProfileJournal(path, header_of("cas-tiny", table.target, PROTOCOL)),
         IncompatibleError,
         f"{path} belongs to another profile ({field}: the journal has ",
         ", asked for is ",
@@ -326,5 +325,4 @@ def test_nothing_is_refused_that_belongs(table: LatencyTable, tmp_path: Path) ->
     path = written(table, tmp_path / "t.json", lambda content: None, sealed=True)
     assert load_table(path) == load_table(written(table, path, lambda content: None, sealed=False)) == table
     for _ in range(2):
-        with Journal(tmp_path / "t.jsonl", header_of("cas-tiny", table.target, PROTOCOL)):
-            pass
+        ProfileJournal(tmp_path / "t.jsonl", header_of("cas-tiny", table.target, PROTOCOL))

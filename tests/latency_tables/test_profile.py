@@ -13,7 +13,7 @@ from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.files import unplain
 from segnas.latency import LatencyTable, priced_operations
 from segnas.latency_tables.compose import reference_ms
-from segnas.latency_tables.journal import Journal, header_of
+from segnas.latency_tables.journal import ProfileJournal, header_of
 from segnas.latency_tables.probes import designs
 from segnas.latency_tables.profile import PROTOCOL, profile
 from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
@@ -100,8 +100,8 @@ def test_resume_at_every_byte_of_the_last_line(make_machine, few, target, tmp_pa
     before, end = lines[0], lines[-1]
     for cut in range(len(end) + 1):
         path.write_bytes(before + end[:cut])
-        with Journal(path, header) as journal:
-            assert sum(len(journal.records(d.operation)) for d in plan) == (cut == len(end))
+        journal = ProfileJournal(path, header)
+        assert sum(len(journal.records(d.operation)) for d in plan) == (cut == len(end))
         assert path.read_bytes() == (before + end if cut == len(end) else before)
     for cut in (last, last + 1, (last + len(content)) // 2, len(content) - 1):
         path.write_bytes(content[:cut])
@@ -116,19 +116,19 @@ def test_resume_at_every_byte_of_the_last_line(make_machine, few, target, tmp_pa
 def test_a_torn_header_is_an_empty_journal(make_machine, few, target, tmp_path):
     small, path = replace(target, height=32, width=64), tmp_path / "j"
     header = header_of("tiny", small, PROTOCOL)
-    with Journal(path, header):
-        content = path.read_bytes()
+    ProfileJournal(path, header)
+    content = path.read_bytes()
     for cut in range(len(content) + 1):
         path.write_bytes(content[:cut])
-        with Journal(path, header):
-            assert path.read_bytes() == content
+        ProfileJournal(path, header)
+        assert path.read_bytes() == content
 
 
 def test_a_full_disk_is_told(machine, few, target, tmp_path, monkeypatch):
     def refuse(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("segnas.latency_tables.journal.os.fsync", refuse)
+    monkeypatch.setattr("segnas.journals.os.fsync", refuse)
     with pytest.raises(RequirementError, match="disk is full"):
         run(machine, few, replace(target, height=32, width=64), tmp_path / "j")
 
@@ -179,7 +179,7 @@ def test_a_damaged_line_names_its_place(machine, few, target, tmp_path):
     run(machine, few, small, path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "{nonsense\n", *lines[2:]]))
-    with pytest.raises(InputError, match="line 2 is no JSON"):
+    with pytest.raises(InputError, match="damaged in line 2: it is no JSON"):
         run(machine, few, small, path)
 
 
