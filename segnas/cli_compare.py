@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,11 +18,73 @@ if TYPE_CHECKING:
     from segnas.target import Target
     from segnas.trainings import Schedule
 
-RECIPE = click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [train] section is the schedule of all networks.")
-STEPS = click.option("--steps", type=click.IntRange(1), help="Optimiser steps, in place of the recipe's.")
-LEARNED = click.option("--train-split", help="Split that is learned from.  [default: the recipe's]")
-JUDGED = click.option("--eval-split", help="Split that networks are judged on.  [default: the recipe's]")
-SIZED = click.option("--size", metavar="HxW", help="Size of the engines' input, HEIGHTxWIDTH.  [default: the recipe's]")
+SCHEDULE = (
+    click.option("--size", metavar="HxW", help="Size of the engines' input, HEIGHTxWIDTH.  [default: the recipe's]"),
+    DATASET,
+    ROOT,
+    click.option("--train-split", help="Split that is learned from.  [default: the recipe's]"),
+    click.option("--eval-split", help="Split that networks are judged on.  [default: the recipe's]"),
+    click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [train] section is the schedule of all networks."),
+    click.option("--steps", type=click.IntRange(1), help="Optimiser steps, in place of the recipe's."),
+    DEVICE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked of the one schedule by which all networks are trained and judged."""
+
+    size: str | None
+    name: str
+    data_root: Path
+    train_split: str | None
+    eval_split: str | None
+    recipe: str
+    steps: int | None
+    device: str
+
+    def read(self) -> Recipe:
+        """The recipe that it is made of."""
+        from segnas.recipe import read_recipe
+
+        return read_recipe(self.recipe)
+
+    def target(self) -> Target:
+        """What engines are exported for: the recipe's size, or the one that was given, on this machine's CPU."""
+        from segnas.runtime.onnxruntime_session import cpu_target
+        from segnas.target import parse_size
+
+        wanted = self.read().target
+        height, width = (wanted.height, wanted.width) if self.size is None else parse_size(self.size)
+        return cpu_target(height, width, threads=wanted.threads)
+
+    def schedule(self, target: Target) -> Schedule:
+        """The schedule, for engines on that target."""
+        from dataclasses import replace
+
+        from segnas.data import open_dataset
+        from segnas.steps import require_device
+        from segnas.trainings import Schedule
+
+        require_device(self.device)
+        recipe = self.read()
+        settings = recipe.train if self.steps is None else replace(recipe.train, steps=self.steps)
+        splits = self.train_split or recipe.data.train_split, self.eval_split or recipe.data.eval_split
+        learned, judged = (open_dataset(self.name, self.data_root, split) for split in splits)
+        return Schedule(settings, learned, judged, target, self.device)
+
+
+def scheduled(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a schedule; it gets them as one argument, `asked`."""
+
+    @wraps(command)
+    def given(**options: Any) -> None:
+        asked = Asked(**{field.name: options.pop(field.name) for field in fields(Asked)})
+        command(asked=asked, **options)
+
+    for option in reversed(SCHEDULE):
+        given = option(given)
+    return given
 
 
 @click.command("reference")
@@ -55,18 +120,11 @@ def reference(name: str, classes: int, out: Path, as_json: bool) -> None:
 @click.option("--space", help="Space of the random networks.")
 @click.option("--given", multiple=True, help="A reference network by name (fast-scnn) or an architecture file; may be repeated.")
 @click.option("--table", type=FILE, help="Latency table of --space on this machine; random networks then have the searched ones' latency.")
-@SIZED
-@DATASET
-@ROOT
-@LEARNED
-@JUDGED
-@RECIPE
-@STEPS
+@scheduled
 @click.option(
     "--within", type=click.FloatRange(0, 100, min_open=True), default=3.0, show_default=True, help="Percent of latency in which networks pair."
 )
 @click.option("--out", type=FILE, required=True, help="Folder of the comparison; an interrupted one continues from it.")
-@DEVICE
 @SEED
 @JSON
 def compare(
@@ -75,16 +133,9 @@ def compare(
     space: str | None,
     given: tuple[str, ...],
     table: Path | None,
-    size: str | None,
-    name: str,
-    data_root: Path,
-    train_split: str | None,
-    eval_split: str | None,
-    recipe: str,
-    steps: int | None,
+    asked: Asked,
     within: float,
     out: Path,
-    device: str,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -96,7 +147,7 @@ def compare(
         raise UsageError("nothing was given to compare; give --searched, --random or --given")
     if count and space is None:
         raise UsageError(f"--random {count} was given without --space; give the space whose networks are drawn")
-    if table is not None and size is not None:
+    if table is not None and asked.size is not None:
         raise UsageError("--table and --size were both given; networks are measured at the table's size: leave --size out")
     from segnas import measuring
     from segnas.campaign import RandomDraws, campaign_table, given_candidate, searched_candidate
@@ -104,17 +155,15 @@ def compare(
     from segnas.comparing import comparison_lines, write_comparison
     from segnas.files import plain
     from segnas.latency_tables.store import load_table
-    from segnas.recipe import read_recipe
     from segnas.screen import RichScreen
     from segnas.search.spaces import space as named_space
     from segnas.trainings import Trainings
 
-    settings = read_recipe(recipe)
     prices = None if table is None else load_table(table)
     if prices is not None:
         measuring.require_this_machine(prices)
-    target = _target(settings, size) if prices is None else prices.target
-    schedule = _schedule(settings, target, steps=steps, device=device, name=name, root=data_root, splits=(train_split, eval_split))
+    target = asked.target() if prices is None else prices.target
+    schedule = asked.schedule(target)
     classes = len(schedule.train.labels.classes)
     candidates = [*map(searched_candidate, searched), *(given_candidate(text, classes) for text in given)]
     draws = RandomDraws(named_space(space, classes), count) if count and space is not None else None
@@ -137,15 +186,8 @@ def compare(
 @click.option("--networks", type=click.IntRange(4), default=50, show_default=True, help="Networks that are scored and trained.")
 @click.option("--batches", type=click.IntRange(1), default=100, show_default=True, help="Training batches on which statistics are estimated anew.")
 @click.option("--images", type=click.IntRange(1), help="Images that supernets are scored on.  [default: all of the split]")
-@SIZED
-@DATASET
-@ROOT
-@LEARNED
-@JUDGED
-@RECIPE
-@STEPS
+@scheduled
 @click.option("--out", type=FILE, required=True, help="Folder of the study; an interrupted one continues, and shares trainings with `compare`.")
-@DEVICE
 @SEED
 @JSON
 def correlate(
@@ -154,15 +196,8 @@ def correlate(
     networks: int,
     batches: int,
     images: int | None,
-    size: str | None,
-    name: str,
-    data_root: Path,
-    train_split: str | None,
-    eval_split: str | None,
-    recipe: str,
-    steps: int | None,
+    asked: Asked,
     out: Path,
-    device: str,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -173,42 +208,15 @@ def correlate(
     from segnas.correlating import correlate as correlate_all
     from segnas.correlating import study_lines, write_study
     from segnas.files import plain
-    from segnas.recipe import read_recipe
     from segnas.screen import RichScreen
     from segnas.search.spaces import space as named_space
     from segnas.supernet_scores import Scoring, searched_run
     from segnas.trainings import Trainings
 
-    settings = read_recipe(recipe)
-    schedule = _schedule(settings, _target(settings, size), steps=steps, device=device, name=name, root=data_root, splits=(train_split, eval_split))
+    schedule = asked.schedule(asked.target())
     wanted = named_space(space, len(schedule.train.labels.classes))
-    found, scoring = [searched_run(wanted, run) for run in runs], Scoring(batches, settings.search.batch, images)
+    found, scoring = [searched_run(wanted, run) for run in runs], Scoring(batches, asked.read().search.batch, images)
     with RichScreen().step("correlating scores with trainings") as progress:
         study = correlate_all(wanted, found, networks, Trainings(out, schedule), scoring, seed=seed, progress=progress)
     write_study(study, out)
     emit(plain(study), as_json, [*study_lines(study), f"figures: {out / 'correlate.json'}, {out / 'correlate.png'}"])
-
-
-def _target(recipe: Recipe, size: str | None) -> Target:
-    """What engines are exported for: the recipe's size, or the one that was given, on this machine's CPU."""
-    from segnas.runtime.onnxruntime_session import cpu_target
-    from segnas.target import parse_size
-
-    height, width = (recipe.target.height, recipe.target.width) if size is None else parse_size(size)
-    return cpu_target(height, width, threads=recipe.target.threads)
-
-
-def _schedule(
-    recipe: Recipe, target: Target, *, steps: int | None, device: str, name: str, root: Path, splits: tuple[str | None, str | None]
-) -> Schedule:
-    """The one schedule of all networks."""
-    from dataclasses import replace
-
-    from segnas.data import open_dataset
-    from segnas.steps import require_device
-    from segnas.trainings import Schedule
-
-    require_device(device)
-    settings = recipe.train if steps is None else replace(recipe.train, steps=steps)
-    learned, judged = splits[0] or recipe.data.train_split, splits[1] or recipe.data.eval_split
-    return Schedule(settings, open_dataset(name, root, learned), open_dataset(name, root, judged), target, device)

@@ -120,3 +120,17 @@ def made_up_table() -> Callable[[Space], LatencyTable]:
         return LatencyTable(space.name, TARGET, entries, overhead_ms=0.3, calibration=Calibration(scale=0.9))
 
     return table
+
+
+@pytest.fixture(scope="session")
+def stopping() -> Callable[[int], Callable[[int, int, str], None]]:
+    """A progress that kills what reports to it when that step is done."""
+
+    def stop(at: int) -> Callable[[int, int, str], None]:
+        def progress(step: int, steps: int, text: str) -> None:
+            if step == at:
+                raise KeyboardInterrupt
+
+        return progress
+
+    return stop

@@ -66,18 +66,6 @@ def searched(space: Space, table: LatencyTable, streets: Dataset, tmp_path: Path
     return run
 
 
-class Stopped(Exception):
-    """Raised in the middle of a search."""
-
-
-def stopping(at: int):
-    def progress(step: int, steps: int, text: str) -> None:
-        if step == at:
-            raise Stopped
-
-    return progress
-
-
 def digest(parameters) -> str:
     whole = hashlib.sha256()
     for parameter in parameters:
@@ -159,10 +147,10 @@ def test_one_pass_fills_every_gradient_and_the_optimisers_share_nothing(searched
     assert set(seen) == set(range(16))  # the whole training set
 
 
-def test_with_two_phases_the_multi_scale_cell_is_searched_last(searched, made_up_table, streets: Dataset, tmp_path: Path) -> None:
+def test_with_two_phases_the_multi_scale_cell_is_searched_last(searched, made_up_table, streets: Dataset, tmp_path: Path, stopping) -> None:
     whole = SPACES["cas"](19)
     settings = replace(SETTINGS, steps=5, warmup=1, batch=2, phases=2, sampler="hard", decision_rate=0.3)
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         searched(settings, space=whole, table=made_up_table(whole), budget_ms=1e3, progress=stopping(3))
     before = {name: tuple(values.tolist()) for name, values in load_tensors(tmp_path / "c.safetensors")[0].items() if name.startswith("decision.")}
     found = searched(settings, space=whole, table=made_up_table(whole), budget_ms=1e3)
@@ -243,11 +231,11 @@ def test_searching_leaves_the_global_randomness_alone(searched) -> None:
     ("mode_name", "at"),
     [("softmax", 1), ("softmax", 3), ("softmax", 6), ("gumbel", 4), ("hard", 5), ("paths", 4), ("guided", 3), ("gas", 2), ("darts", 3)],
 )
-def test_an_interrupted_search_ends_in_the_same_bits(searched, tmp_path: Path, mode_name: str, at: int) -> None:
+def test_an_interrupted_search_ends_in_the_same_bits(searched, tmp_path: Path, mode_name: str, at: int, stopping) -> None:
     """Before the first checkpoint, in the warm-up and behind it, within an epoch and at its end, and with the last step done but not written."""
     settings, whole = MODES[mode_name], tmp_path / "whole.safetensors"
     undisturbed = searched(settings, checkpoint=whole)
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         searched(settings, progress=stopping(at))
     assert (tmp_path / "c.safetensors").is_file() == (at > 1)
     torch.manual_seed(at)  # what the process did before has no say
@@ -264,9 +252,9 @@ def test_an_interrupted_search_ends_in_the_same_bits(searched, tmp_path: Path, m
 
 
 @pytest.fixture(scope="module")
-def stopped(space: Space, table: LatencyTable, streets: Dataset, tmp_path_factory) -> Path:
+def stopped(space: Space, table: LatencyTable, streets: Dataset, tmp_path_factory, stopping) -> Path:
     checkpoint = tmp_path_factory.mktemp("stopped") / "c.safetensors"
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         search(space, table, streets, SETTINGS, budget_ms=30.0, seed=3, checkpoint=checkpoint, progress=stopping(2))
     return checkpoint
 

@@ -48,18 +48,6 @@ def streets(tmp_path_factory) -> Dataset:
     return open_dataset("cityscapes", root, "train")
 
 
-class Stopped(Exception):
-    """Raised in the middle of a training."""
-
-
-def stopping(at: int):
-    def progress(step: int, steps: int, text: str) -> None:
-        if step == at:
-            raise Stopped
-
-    return progress
-
-
 def bytes_of(weights: dict[str, Tensor]) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
 
@@ -95,10 +83,10 @@ def test_the_averaged_weights_fit_the_network_and_no_more(undisturbed: Trained) 
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 7, 10])
-def test_an_interrupted_training_ends_in_the_same_bytes(streets: Dataset, tmp_path: Path, undisturbed: Trained, at: int) -> None:
+def test_an_interrupted_training_ends_in_the_same_bytes(streets: Dataset, tmp_path: Path, undisturbed: Trained, at: int, stopping) -> None:
     """Before the first checkpoint, within an epoch, at its end, and when the last step is done but not written."""
     checkpoint = tmp_path / "c.safetensors"
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         train(tiny(), streets, SETTINGS, seed=5, checkpoint=checkpoint, progress=stopping(at))
     assert checkpoint.is_file() == (at > 1)
     torch.manual_seed(at)  # what the process did before has no say
@@ -109,10 +97,10 @@ def test_an_interrupted_training_ends_in_the_same_bytes(streets: Dataset, tmp_pa
     assert resumed.curves == undisturbed.curves
 
 
-def test_adamw_with_class_weights_resumes_to_the_same_bytes(streets: Dataset, tmp_path: Path, undisturbed: Trained) -> None:
+def test_adamw_with_class_weights_resumes_to_the_same_bytes(streets: Dataset, tmp_path: Path, undisturbed: Trained, stopping) -> None:
     settings = replace(SETTINGS, optimiser="adamw", learning_rate=0.003, class_weights=1.02)
     whole = train(tiny(), streets, settings, seed=5, checkpoint=tmp_path / "whole")
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         train(tiny(), streets, settings, seed=5, checkpoint=tmp_path / "c", progress=stopping(5))
     resumed = train(tiny(), streets, settings, seed=5, checkpoint=tmp_path / "c")
     assert bytes_of(resumed.weights) == bytes_of(whole.weights) != bytes_of(undisturbed.weights)
@@ -135,7 +123,7 @@ def test_a_schedule_that_makes_no_sense_is_refused(changed: dict[str, object], m
         replace(SETTINGS, **changed)
 
 
-def test_a_finished_training_is_not_trained_again(streets: Dataset, tmp_path: Path, undisturbed: Trained) -> None:
+def test_a_finished_training_is_not_trained_again(streets: Dataset, tmp_path: Path, undisturbed: Trained, stopping) -> None:
     checkpoint = tmp_path / "c.safetensors"
     train(tiny(), streets, SETTINGS, seed=5, checkpoint=checkpoint)
     again = train(tiny(), streets, SETTINGS, seed=5, checkpoint=checkpoint, progress=stopping(11))
@@ -160,9 +148,9 @@ def test_training_leaves_the_global_randomness_alone(streets: Dataset, tmp_path:
 
 
 @pytest.fixture(scope="module")
-def stopped(streets: Dataset, tmp_path_factory) -> Path:
+def stopped(streets: Dataset, tmp_path_factory, stopping) -> Path:
     checkpoint = tmp_path_factory.mktemp("stopped") / "c.safetensors"
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         train(tiny(), streets, SETTINGS, seed=5, checkpoint=checkpoint, progress=stopping(3))
     return checkpoint
 
