@@ -15,7 +15,7 @@ from statistics import fmean
 from segnas.export.graph import onnx_from_network
 from segnas.latency_tables.probes import entry_kind
 from segnas.latency_tables.store import load_table
-from segnas.measuring import require_this_machine
+from segnas.measuring import for_this_machine
 from segnas.network import initialised
 from segnas.runtime.attribution import attribute
 from segnas.search.draws import networks as random_networks
@@ -25,7 +25,7 @@ from segnas.search.spaces import space as named_space
 def main(path: Path, networks: int) -> None:
     """Profile that many networks and print the shares."""
     table = load_table(path)
-    require_this_machine(table)
+    for_this_machine(table)
     target, rng = table.target, Random(7)
     classes = next(e.operation.output.channels for e in table.entries if e.operation.op == "classifier")
     space = named_space(table.space, classes)

@@ -23,9 +23,16 @@ standard deviation by the factor, to `LEAST_SD` at least."""
 
 
 def interpolate(
-    first: LatencyTable, second: LatencyTable, operations: Sequence[Operation], target: Target, *, graph_sha256: Callable[[Operation], str]
+    first: LatencyTable,
+    second: LatencyTable,
+    operations: Sequence[Operation],
+    target: Target,
+    *,
+    graph_sha256: Callable[[Operation], str],
+    allow: Sequence[str] = (),
 ) -> LatencyTable:
-    """The table of these operations at the target's size, between two tables whose targets differ from it in height and width only.
+    """The table of these operations at the target's size, between two tables whose targets differ from it in height and width only, and in the
+    fields of `allow`, which the provenance then names.
 
     An operation's counterpart at another size is the one whose features lie at the same levels; prices are those under the tables' corrections,
     without their scales, at the first's speed. Every entry's spread is wider than both its parents', and so is the calibration's `relative_sd`; the
@@ -34,9 +41,13 @@ def interpolate(
     InputError for a size whose pixels are not between the tables', IncompatibleError for tables or a target that differ in anything else, or where a
     counterpart has no price: it names the operation and the command that measures it.
     """
-    require_alike(first, second, target, but=("height", "width"))
+    require_alike(first, second, target, but=("height", "width", *allow))
     _require_between(first.target, second.target, target)
-    low, high = sorted((first, at_speed_of(second, first)), key=lambda table: _area(table.target))
+    parents = [
+        table.for_target(replace(target, height=table.target.height, width=table.target.width), allow)
+        for table in (first, at_speed_of(second, first))
+    ]
+    low, high = sorted(parents, key=lambda table: _area(table.target))
     wanted = [operation for operation in dict.fromkeys(operations) if not operation.is_free]
     pairs = {o: (counterpart(o, target, low.target), counterpart(o, target, high.target)) for o in wanted}
     _require_prices(low, [near for near, _ in pairs.values()])

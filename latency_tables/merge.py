@@ -5,12 +5,12 @@ first's speed.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from segnas.errors import IncompatibleError
-from segnas.latency import Calibration, Entry, LatencyTable
+from segnas.latency import MISMATCH_KEY, Calibration, Entry, LatencyTable
 from segnas.latency_tables.compose import SENTINEL_KEY, reference_ms
 from segnas.latency_tables.store import content_sha256
 from segnas.target import Target
@@ -19,15 +19,16 @@ Preference = Literal["first", "second"]
 SAME = 1e-6  # relative difference of two prices that are one: what the rounding of a file leaves
 
 
-def merge(first: LatencyTable, second: LatencyTable, *, prefer: Preference | None = None) -> LatencyTable:
+def merge(first: LatencyTable, second: LatencyTable, *, prefer: Preference | None = None, allow: Sequence[str] = ()) -> LatencyTable:
     """The entries of both at the first's speed, uncalibrated: what networks told of one table's entries does not hold for the other's.
 
-    Where both price an operation, or a call with nothing in it, differently, or hash another graph under one operation, `prefer` says whose counts.
+    The targets may differ in the fields of `allow`; the result is of the first's, and its provenance names them. Where both price an operation, or a
+    call with nothing in it, differently, or hash another graph under one operation, `prefer` says whose counts.
     IncompatibleError names the field in which spaces or targets differ, the table that does not state its sentinel's time where the other does, and
     without `prefer` the operation that they disagree on, with both prices in ms.
     """
-    require_alike(first, second, second.target)
-    told = at_speed_of(second, first)
+    require_alike(first, second, second.target, but=allow)
+    told = at_speed_of(second, first).for_target(first.target, allow)
     mine, theirs = ({entry.operation: entry for entry in table.entries} for table in (first, told))
     if prefer is None:
         for operation in sorted(mine.keys() & theirs.keys()):
@@ -77,8 +78,10 @@ def require_alike(first: LatencyTable, second: LatencyTable, target: Target, but
 
 
 def joint_provenance(first: LatencyTable, second: LatencyTable, made: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """What both tables state alike, and how the new one was `made`."""
-    return _sorted({**dict(set(first.provenance) & set(second.provenance)), **made})
+    """What both tables state alike, every mismatch that was allowed, and how the new one was `made`."""
+    mismatches = "; ".join(dict.fromkeys(table.allowed_mismatch for table in (first, second) if table.allowed_mismatch))
+    alike = {**dict(set(first.provenance) & set(second.provenance)), **({MISMATCH_KEY: mismatches} if mismatches else {})}
+    return _sorted({**alike, **made})
 
 
 def rounded(ms: float) -> float:

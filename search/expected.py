@@ -18,7 +18,6 @@ from segnas.search.conditioning import Conditioner, conditioned
 from segnas.search.exact import ExactPrice
 from segnas.search.presence import Presence
 from segnas.search.space import Genotype, Space
-from segnas.target import Target
 
 __all__ = ["ExpectedLatency", "ExpectedPrice", "conditioned"]
 
@@ -122,13 +121,11 @@ class ExpectedLatency(ExpectedPrice):
     labels.
 
     Equal to `table.estimate(decoded).total_ms` at one-hot probabilities. IncompatibleError where the table lacks an
-    entry, or is of another target.
+    entry.
     """
 
-    def __init__(self, space: Space, table: LatencyTable, target: Target | None = None) -> None:
-        target = target or table.target
-        table.require(target)
-        constant = table.constant_ms
+    def __init__(self, space: Space, table: LatencyTable) -> None:
+        target, constant = table.target, table.constant_ms
         if target.output_contract == "labels":
             constant += table.price_ms(argmax_operation(space.output_shape(target.height, target.width)))
         super().__init__(space, target.height, target.width, table.price_ms, constant)

@@ -92,7 +92,7 @@ def sample(
     population, which is read from the storage. InputError for a budget that no network meets, before anything is written; IncompatibleError for a
     study of another search; VerificationError where no trial could be scored; RequirementError where the storage is out of reach.
     """
-    allowed = Allowed(space, ExpectedLatency(space, table, table.target).exact, budget_ms)
+    allowed = Allowed(space, ExpectedLatency(space, table).exact, budget_ms)
 
     def choose(before: Sequence[SampledTrial], slot: int) -> dict[str, int]:
         taken = {allowed.key(trial.genotype) for trial in before if trial.counts and trial.genotype is not None}

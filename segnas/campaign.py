@@ -118,7 +118,7 @@ class Campaign:
             yield from (Candidate(RANDOM, f"random {number}", architecture) for number, architecture in enumerate(islice(drawn, draws.count), 1))
             return
         require_entries(draws.space, self.table)
-        price = ExpectedLatency(draws.space, self.table, self.table.target).exact
+        price = ExpectedLatency(draws.space, self.table).exact
         ratios = [self._ratio(anchor) for anchor in anchors]
         streams: dict[str, tuple[float, Iterator[Architecture]]] = {}
         for number in range(draws.count):

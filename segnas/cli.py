@@ -15,7 +15,7 @@ from segnas.cli_compare import compare, correlate, reference
 from segnas.cli_data import data
 from segnas.cli_export import export
 from segnas.cli_new_tables import tables
-from segnas.cli_options import CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
+from segnas.cli_options import ALLOW, CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
 from segnas.cli_sampling import sample
 from segnas.errors import UsageError
 from segnas.target import CPU_BACKENDS, GPU_BACKENDS
@@ -45,6 +45,7 @@ def segnas() -> None:
 @click.option("--resume", is_flag=True, help="Continue the run that lies in the folder.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed, in place of the recipe's.")
 @click.option("--table", type=FILE, help="A latency table of this target, instead of profiling.")
+@ALLOW
 @click.option("--pretrained", type=FILE, help="Starting weights (safetensors): segnas, or MobileNet-v2 of torchvision or timm.")
 @DEVICE
 @JSON
@@ -61,6 +62,7 @@ def run(
     resume: bool,
     seed: int | None,
     table: Path | None,
+    allow: tuple[str, ...],
     pretrained: Path | None,
     device: str,
     as_json: bool,
@@ -92,7 +94,8 @@ def run(
         raise UsageError(f"recipe {wanted.name} needs images: give their folder with --data-root")
     folder = out or Path("runs") / wanted.name
     screen = SilentScreen() if as_json else RichScreen()
-    reports = run_several(Run(wanted, folder, screen, table_file=table, pretrained=pretrained, device=device), resume=resume)
+    work = Run(wanted, folder, screen, table_file=table, allow=allow, pretrained=pretrained, device=device)
+    reports = run_several(work, resume=resume)
     folders = [folder] if len(reports) == 1 else [folder / report.budget.asked for report in reports]
     if as_json:
         found = [json.loads((each / "report.json").read_text(encoding="utf-8")) for each in folders]
@@ -217,6 +220,7 @@ def profile(
 @segnas.command()
 @click.argument("space")
 @click.option("--table", type=FILE, required=True, help="The space's latency table on the target.")
+@ALLOW
 @DATASET
 @ROOT
 @click.option("--split", default="train", show_default=True, help="Split that is learned from.")
@@ -231,6 +235,7 @@ def profile(
 def search(
     space: str,
     table: Path,
+    allow: tuple[str, ...],
     name: str,
     data_root: Path,
     split: str,
@@ -249,7 +254,7 @@ def search(
     """
     from segnas.data import open_dataset
     from segnas.latency_tables.store import load_table
-    from segnas.measuring import require_entries, require_live, table_elsewhere
+    from segnas.measuring import for_this_machine, require_entries, require_live
     from segnas.recipe import read_recipe
     from segnas.screen import RichScreen
     from segnas.search.budget import budget_ms
@@ -257,15 +262,15 @@ def search(
     from segnas.search.spaces import space as named_space
     from segnas.steps import search_space
 
-    dataset, prices, settings = open_dataset(name, data_root, split), load_table(table), read_recipe(recipe).search
+    dataset, settings = open_dataset(name, data_root, split), read_recipe(recipe).search
+    prices = for_this_machine(load_table(table), allow)
     settings = settings if method is None else by_method(settings, method)
     settings = settings if steps is None else shortened(settings, steps)
     wanted = named_space(space, len(dataset.labels.classes))
     value = budget_ms(budget, wanted, prices, seed)
     require_entries(wanted, prices)
-    if not table_elsewhere(prices):
-        with RichScreen().step("measuring some entries of the table again") as progress:
-            require_live(prices, progress)
+    with RichScreen().step("measuring some entries of the table again") as progress:
+        require_live(prices, progress)
     with RichScreen().step(f"searching {space}") as progress:
         search_space(wanted, prices, dataset, settings, budget=value, out=out / "search.json", device=device, seed=seed, progress=progress)
     emit({"search": str(out / "search.json"), "budget_ms": value}, as_json, [f"{out / 'search.json'}: {space} under {value:.3f} ms"])
@@ -276,23 +281,23 @@ def search(
 @click.option("--space", required=True, help="The space that was searched.")
 @CLASSES
 @click.option("--table", type=FILE, required=True, help="The space's latency table on this machine.")
+@ALLOW
 @click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35; of several with commas each has a folder in RUN.")
 @SEED
 @JSON
-def derive(run: Path, space: str, classes: int, table: Path, budget: str, seed: int, as_json: bool) -> None:
+def derive(run: Path, space: str, classes: int, table: Path, allow: tuple[str, ...], budget: str, seed: int, as_json: bool) -> None:
     """Derive the network of RUN that meets the budget when it is measured here.
 
     Example: segnas derive runs/mine --space cas-fast --classes 11 --table cas-fast.json --budget 8ms
     """
     from segnas.latency_tables.store import load_table
-    from segnas.measuring import SERVICES, require_this_machine
+    from segnas.measuring import SERVICES, for_this_machine
     from segnas.screen import RichScreen
     from segnas.search.budget import budget_ms, budget_texts
     from segnas.search.spaces import space as named_space
     from segnas.steps import derive_network
 
-    wanted, prices = named_space(space, classes), load_table(table)
-    require_this_machine(prices)
+    wanted, prices = named_space(space, classes), for_this_machine(load_table(table), allow)
     texts, found, lines = budget_texts(budget), list[dict[str, Any]](), list[str]()
     for text in texts:
         value, out = budget_ms(text, wanted, prices, seed), run / (text if len(texts) > 1 else ".") / "arch.json"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segnas.cli_options import CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, emit, require_suffix
+from segnas.cli_options import ALLOW, CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, emit, require_suffix
 from segnas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def reference(name: str, classes: int, out: Path, as_json: bool) -> None:
 @click.option("--space", help="Space of the random networks.")
 @click.option("--given", multiple=True, help="A reference network by name (fast-scnn) or an architecture file; may be repeated.")
 @click.option("--table", type=FILE, help="Latency table of --space on this machine; random networks then have the searched ones' latency.")
+@ALLOW
 @scheduled
 @click.option(
     "--within", type=click.FloatRange(0, 100, min_open=True), default=3.0, show_default=True, help="Percent of latency in which networks pair."
@@ -133,6 +134,7 @@ def compare(
     space: str | None,
     given: tuple[str, ...],
     table: Path | None,
+    allow: tuple[str, ...],
     asked: Asked,
     within: float,
     out: Path,
@@ -159,9 +161,7 @@ def compare(
     from segnas.search.spaces import space as named_space
     from segnas.trainings import Trainings
 
-    prices = None if table is None else load_table(table)
-    if prices is not None:
-        measuring.require_this_machine(prices)
+    prices = None if table is None else measuring.for_this_machine(load_table(table), allow)
     target = asked.target() if prices is None else prices.target
     schedule = asked.schedule(target)
     classes = len(schedule.train.labels.classes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from segnas.cli_options import FILE, JSON, SEED, emit, require_suffix
+from segnas.cli_options import ALLOW, FILE, JSON, SEED, emit, require_suffix
 from segnas.cli_tables import CLASSES, space_of, tables
 
 __all__ = ["tables"]
@@ -64,8 +64,9 @@ def transfer(table: Path, networks: int, out: Path, classes: int | None, seed: i
 @click.argument("second", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The merged table, a .json file.")
 @click.option("--prefer", type=click.Choice(["first", "second"]), help="Whose entry counts where both price the same operation differently.")
+@ALLOW
 @JSON
-def merge(first: Path, second: Path, out: Path, prefer: Any, as_json: bool) -> None:
+def merge(first: Path, second: Path, out: Path, prefer: Any, allow: tuple[str, ...], as_json: bool) -> None:
     """Join the entries of two tables of one space on one target; the result has no calibration.
 
     Example: segnas tables merge old.json new.json --out both.json --prefer second
@@ -75,7 +76,7 @@ def merge(first: Path, second: Path, out: Path, prefer: Any, as_json: bool) -> N
     from segnas.latency_tables.store import load_table, save_table
 
     one, other = load_table(first), load_table(second)
-    merged = merge_tables(one, other, prefer=prefer)
+    merged = merge_tables(one, other, prefer=prefer, allow=allow)
     save_table(out, merged)
     found = {"table": str(out), "entries": len(merged.entries), "merged": [len(one.entries), len(other.entries)]}
     line = f"{out}: {len(merged.entries)} entries of {len(one.entries)} and {len(other.entries)}, not calibrated; {merged.target}"
@@ -87,9 +88,10 @@ def merge(first: Path, second: Path, out: Path, prefer: Any, as_json: bool) -> N
 @click.argument("second", type=FILE)
 @click.option("--size", required=True, metavar="HxW", help="Size that was not measured, HEIGHTxWIDTH, between the tables'.")
 @click.option("--out", type=FILE, required=True, help="The interpolated table, a .json file.")
+@ALLOW
 @CLASSES
 @JSON
-def interpolate(first: Path, second: Path, size: str, out: Path, classes: int | None, as_json: bool) -> None:
+def interpolate(first: Path, second: Path, size: str, out: Path, allow: tuple[str, ...], classes: int | None, as_json: bool) -> None:
     """Make the table of a resolution between those of two tables; each entry of it says that it is interpolated.
 
     Example: segnas tables interpolate small.json large.json --size 384x768 --out between.json
@@ -108,7 +110,7 @@ def interpolate(first: Path, second: Path, size: str, out: Path, classes: int | 
     target = replace(one.target, height=height, width=width)
     require_writable(out)
     with RichScreen().step("exporting operations") as progress:
-        made = interpolate_tables(space_of(one, classes), one, other, target, progress)
+        made = interpolate_tables(space_of(one, classes), one, other, target, progress, allow)
     save_table(out, made)
     found = {"table": str(out), "entries": len(made.entries), "scale": made.calibration.scale, "relative_sd": made.calibration.relative_sd}
     emit(found, as_json, [f"{out}: {len(made.entries)} interpolated entries, residual taken to be {made.calibration.relative_sd:.1%}; {target}"])

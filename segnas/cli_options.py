@@ -3,11 +3,13 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import click
 
 from segnas.errors import UsageError
+from segnas.target import Target
 
 FILE = click.Path(path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -17,6 +19,13 @@ SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show
 DATASET = click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
 CLASSES = click.option("--classes", type=click.IntRange(2, 256), default=19, show_default=True, help="Classes of the dataset: the head's width.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to search and train: cpu or cuda.")
+ALLOW = click.option(
+    "--allow-mismatch",
+    "allow",
+    multiple=True,
+    type=click.Choice([field.name for field in fields(Target)]),
+    help="A field in which the table's target may differ from this one's; may be repeated, and is recorded in what is written.",
+)
 ROOT = click.option("--data-root", type=FILE, required=True, help="Folder of the dataset.")
 
 

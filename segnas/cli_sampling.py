@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from segnas.cli_options import DATASET, DEVICE, FILE, JSON, ROOT, SEED, emit
+from segnas.cli_options import ALLOW, DATASET, DEVICE, FILE, JSON, ROOT, SEED, emit
 
 
 @click.command()
@@ -13,6 +13,7 @@ from segnas.cli_options import DATASET, DEVICE, FILE, JSON, ROOT, SEED, emit
 @click.option("--population", type=click.IntRange(1), default=20, show_default=True, help="Evolution: the newest networks that may be parents.")
 @click.option("--sample", "sample_size", type=click.IntRange(1), default=5, show_default=True, help="Evolution: how many of them compete.")
 @click.option("--table", type=FILE, required=True, help="The space's latency table on the target; each network is priced by it first.")
+@ALLOW
 @DATASET
 @ROOT
 @click.option("--split", default="train", show_default=True, help="Split that is learned from; one half of it scores.")
@@ -33,6 +34,7 @@ def sample(
     population: int,
     sample_size: int,
     table: Path,
+    allow: tuple[str, ...],
     name: str,
     data_root: Path,
     split: str,
@@ -59,6 +61,7 @@ def sample(
     from segnas.data import open_dataset
     from segnas.files import require_writable
     from segnas.latency_tables.store import load_table
+    from segnas.measuring import for_this_machine
     from segnas.recipe import read_recipe
     from segnas.sampled_search import sample_space
     from segnas.screen import RichScreen
@@ -68,7 +71,8 @@ def sample(
     from segnas.search.study import open_storage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    dataset, prices, settings = open_dataset(name, data_root, split), load_table(table), read_recipe(recipe).train
+    dataset, settings = open_dataset(name, data_root, split), read_recipe(recipe).train
+    prices = for_this_machine(load_table(table), allow)
     settings = settings if steps is None else replace(settings, steps=steps)
     wanted, how = named_space(space, len(dataset.labels.classes)), Strategy(strategy, population, sample_size)
     value = budget_ms(budget, wanted, prices, seed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from segnas.cli_options import FILE, JSON, SEED, emit, require_suffix
+from segnas.cli_options import ALLOW, FILE, JSON, SEED, emit, require_suffix
 from segnas.errors import IncompatibleError, InputError, SegnasError, UsageError
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def show(table: Path, everything: bool, as_json: bool) -> None:
 @click.argument("table", type=FILE)
 @CLASSES
 @click.option("--live", is_flag=True, help="Also measure the sentinel and some entries again, on this machine.")
+@ALLOW
 @JSON
-def check(table: Path, classes: int | None, live: bool, as_json: bool) -> None:
+def check(table: Path, classes: int | None, live: bool, allow: tuple[str, ...], as_json: bool) -> None:
     """Check a latency table against its own space: what it lacks, has too much of, and is not sure of; with --live, against this machine.
 
     Example: segnas tables check cas-fast.json --live
@@ -117,12 +118,13 @@ def check(table: Path, classes: int | None, live: bool, as_json: bool) -> None:
     advice = ""
     if live:
         from segnas.files import plain
-        from segnas.measuring import check_table_live
+        from segnas.measuring import check_table_live, for_this_machine
         from segnas.screen import RichScreen
 
         with RichScreen().step("measuring some entries again") as progress:
-            now = check_table_live(loaded, progress)
-        found["live"] = plain(now)
+            here = for_this_machine(loaded, allow)
+            now = check_table_live(here, progress)
+        found |= {"live": plain(now), "allowed_mismatch": here.allowed_mismatch}
         lines.append(f"{now.verdict}: {len(now.entries)} entries take {now.ratio:.3f} of the table's time ({now.low:.3f} to {now.high:.3f})")
         lines.append(f"the sentinel takes {now.sentinel_ratio:.3f} of the table's: {now.advice}")
         advice = now.advice if now.action in ("rescale", "profile") else ""
@@ -141,10 +143,11 @@ def check(table: Path, classes: int | None, live: bool, as_json: bool) -> None:
 @click.option(
     "--out", type=FILE, help="The table, calibrated on the networks that were measured; its figures lie beside it.  [default: TABLE itself]"
 )
+@ALLOW
 @CLASSES
 @SEED
 @JSON
-def judge(table: Path, processes: int, out: Path | None, classes: int | None, seed: int, as_json: bool) -> None:
+def judge(table: Path, processes: int, out: Path | None, allow: tuple[str, ...], classes: int | None, seed: int, as_json: bool) -> None:
     """Measure networks that were never used for fitting, and say how far the estimates are off, level by level.
 
     An interrupted judging continues: a process that has finished is not repeated.
@@ -156,13 +159,12 @@ def judge(table: Path, processes: int, out: Path | None, classes: int | None, se
     from segnas.files import plain, require_writable, write_text
     from segnas.judging import judge_table, judgement_lines
     from segnas.latency_tables.store import load_table, save_table
-    from segnas.measuring import require_this_machine
+    from segnas.measuring import for_this_machine
     from segnas.screen import RichScreen
 
     result = out or table
     require_suffix(result, ".json")
-    loaded = load_table(table)
-    require_this_machine(loaded)
+    loaded = for_this_machine(load_table(table), allow)
     require_writable(result)
     with RichScreen().step(f"judging the table of {loaded.space}") as progress:
         judgement, fitted = judge_table(

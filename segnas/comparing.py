@@ -115,7 +115,7 @@ def compare(
         networks=networks,
         sources=sources(networks),
         differences=differences(networks, within, seed),
-        conditions=(*versions(), ("load", " ".join(f"{value:.2f}" for value in os.getloadavg())), ("table", table.prices_digest)),
+        conditions=(*versions(), ("load", " ".join(f"{value:.2f}" for value in os.getloadavg())), ("table", table.prices_digest), *table.mismatch),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from cv2.typing import MatLike
 from numpy.typing import NDArray
 
-from segnas.errors import InputError
+from segnas.errors import InputError, UsageError
 from segnas.labels import CAMVID, CITYSCAPES, LabelSet
 
 Bytes = NDArray[np.uint8]
@@ -100,12 +100,12 @@ class Dataset:
 def open_dataset(name: str, root: Path, split: str) -> Dataset:
     """The samples of one split; looks at names only, reads no image.
 
-    InputError for an unknown data set or split, a missing or empty folder, or an image without label. Only a `test` split may have no
-    label folder at all.
+    UsageError for an unknown data set or split; InputError for a missing or empty folder, or an image without label. Only a `test` split may have
+    no label folder at all.
     """
     layout = layout_of(name)
     if split not in layout.splits:
-        raise InputError(f"{name} has no split {split!r}; allowed are {', '.join(layout.splits)}.")
+        raise UsageError(f"{name} has no split {split!r}; allowed are {', '.join(layout.splits)}.")
     _check_root(name, layout, root)
     folder, glob = _folder(layout.images, root, split)
     images = _found(folder, glob, layout.image_suffix)
@@ -268,9 +268,9 @@ def _check_sample(sample: Sample, labels: LabelSet, needed: bool) -> tuple[tuple
 
 
 def layout_of(name: str) -> Layout:
-    """The layout of a data set; InputError lists the names."""
+    """The layout of a data set; UsageError lists the names."""
     if name not in LAYOUTS:
-        raise InputError(f"unknown data set {name!r}; allowed are {', '.join(LAYOUTS)}.")
+        raise UsageError(f"unknown data set {name!r}; allowed are {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]
 
 

@@ -47,7 +47,7 @@ class Drawn:
 
 def draw(space: Space, table: LatencyTable, seed: int) -> Drawn:
     """Half of the calibration networks uniform and half stratified, in turn, so that the first ten are of both; held-out ones are none of them."""
-    rng, price = Random(seed), ExpectedLatency(space, bare(table), table.target).exact  # whatever the table was calibrated on, the same draws
+    rng, price = Random(seed), ExpectedLatency(space, bare(table)).exact  # whatever the table was calibrated on, the same draws
     edges = corners(space, price)
     taken = {architecture.digest for architecture in edges.values()}
 
@@ -130,7 +130,7 @@ def judge_table(
         spread=tuple((name, spread(labels)) for name, labels in sets.items()),
         rows=rows(table, architectures, calibration, sets),
         corners=tuple(errors.items()),
-        conditions=(*versions(), ("load", " ".join(f"{value:.2f}" for value in os.getloadavg()))),
+        conditions=(*versions(), ("load", " ".join(f"{value:.2f}" for value in os.getloadavg())), *table.mismatch),
     )
     return judgement, fitted
 

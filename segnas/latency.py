@@ -24,6 +24,9 @@ SOURCES = ("measured", "interpolated", "transferred")
 LEVELS = ("sum", "scale", "kinds", "entries")
 """From the sum of entries to whole networks: nothing (level 0), one factor, a correction for each kind of entry as well (level 1), one for each
 entry (level 2)."""
+MISMATCH_KEY = "allowed_mismatch"
+"""Of the provenance: what differs where a table is used on another target than its own."""
+
 ENTRIES_FROM = 40  # probes from which a correction for each entry is worth while (our study, section 3.2)
 
 
@@ -188,11 +191,31 @@ class LatencyTable:
             return self.calibration.relative_sd / math.sqrt(len(self.calibration.probes)) if self.calibration.probes else 0.0
         return self._posterior.model_sd(self._shares([_counts(operations)])[0])
 
-    def require(self, target: Target, allow: Iterable[str] = ()) -> None:
-        """Refuse a table of another target: IncompatibleError names each field that differs and is not in `allow`."""
+    def for_target(self, target: Target, allow: Iterable[str] = ()) -> "LatencyTable":
+        """This table, to be used on that target; where they differ in fields of `allow` alone, one of that target whose provenance says so.
+
+        IncompatibleError names each other field that differs.
+        """
         differing = self.differing(target, allow)
         if differing:
-            raise IncompatibleError(f"this latency table belongs to another target ({differing}); run `segnas profile {self.space}` on this one")
+            raise IncompatibleError(
+                f"this latency table belongs to another target ({differing}); run `segnas profile {self.space}` on this one, or let the fields pass "
+                "with --allow-mismatch"
+            )
+        allowed = self.differing(target)
+        if not allowed:
+            return self
+        return replace(self, target=target, provenance=tuple(sorted({**dict(self.provenance), MISMATCH_KEY: allowed}.items())))
+
+    @property
+    def allowed_mismatch(self) -> str:
+        """In what the target that the table was measured on differs from this one, where it is used all the same; empty where nothing does."""
+        return self.provenance_of(MISMATCH_KEY) or ""
+
+    @property
+    def mismatch(self) -> tuple[tuple[str, str], ...]:
+        """The same as one of a result's conditions: none, or the pair of `MISMATCH_KEY` and the text."""
+        return ((MISMATCH_KEY, self.allowed_mismatch),) if self.allowed_mismatch else ()
 
     def differing(self, target: Target, allow: Iterable[str] = ()) -> str:
         """Each field in which the table's target differs from that one and that is not in `allow`, with both values; empty where none does."""

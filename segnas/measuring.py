@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -133,14 +133,17 @@ def _measured(architecture: Architecture, table: LatencyTable, engine: Path | No
 
 def check_table_live(table: LatencyTable, progress: Progress) -> LiveCheck:
     """Some entries of a table of this machine, measured again."""
-    require_this_machine(table)
+    table = for_this_machine(table)
     export_probes([entry.operation for entry in live_entries(table)], table.target, progress)
     return check_live(table, prepare=prepare_probe, graph_sha256=graph_hashes(table.target), progress=naming_operations(progress))
 
 
 def require_live(table: LatencyTable, progress: Progress) -> None:
-    """Refuse a table that measuring again contradicts; IncompatibleError with what to run. A table that `profile` did not make cannot be checked."""
-    if reference_ms(table) is None:
+    """Refuse a table that measuring again contradicts; IncompatibleError with what to run.
+
+    One that `profile` did not make cannot be checked, and one whose mismatch was allowed need not hold.
+    """
+    if reference_ms(table) is None or table.allowed_mismatch:
         return
     found = check_table_live(table, progress)
     if found.action in ("rescale", "profile"):
@@ -188,7 +191,9 @@ def make_table(
     return table
 
 
-def interpolate_tables(space: Space, first: LatencyTable, second: LatencyTable, target: Target, progress: Progress) -> LatencyTable:
+def interpolate_tables(
+    space: Space, first: LatencyTable, second: LatencyTable, target: Target, progress: Progress, allow: Sequence[str] = ()
+) -> LatencyTable:
     """The table of the space at the target's size, between those of two tables; nothing is exported before they are found to belong together."""
     operations = space.all_operations(target)
 
@@ -197,7 +202,7 @@ def interpolate_tables(space: Space, first: LatencyTable, second: LatencyTable, 
         export_operations(operations, target, progress)
         return {operation: graph_hashes(target)(operation) for operation in operations}
 
-    return interpolate(first, second, operations, target, graph_sha256=lambda operation: hashes()[operation])
+    return interpolate(first, second, operations, target, graph_sha256=lambda operation: hashes()[operation], allow=allow)
 
 
 def transfer_table(space: Space, table: LatencyTable, *, networks: int, seed: int, progress: Progress) -> LatencyTable:
@@ -233,7 +238,7 @@ def require_entries(space: Space, table: LatencyTable) -> None:
 
 def require_budget(space: Space, table: LatencyTable, budget: float) -> None:
     """InputError for a budget in ms below the cheapest network of the space, or above the dearest, as far as the table knows."""
-    price = ExpectedLatency(space, table, table.target).exact
+    price = ExpectedLatency(space, table).exact
     low, high = price(cheapest(space, price)), price(cheapest(space, lambda genotype: -price(genotype)))
     if not low <= budget <= high:
         advice = "raise the budget, lower the input size or choose a faster space" if budget < low else "ask for less, or choose a larger space"
@@ -243,14 +248,11 @@ def require_budget(space: Space, table: LatencyTable, budget: float) -> None:
         )
 
 
-def require_this_machine(table: LatencyTable) -> None:
-    """Refuse a table that was not measured on this machine with these versions; IncompatibleError names the fields that differ."""
-    table.require(here(table.target))
-
-
-def table_elsewhere(table: LatencyTable) -> bool:
-    """Whether the table was measured on another machine, or with other versions: then it cannot be checked here."""
-    return bool(table.target.differences(here(table.target)))
+def for_this_machine(table: LatencyTable, allow: Iterable[str] = ()) -> LatencyTable:
+    """The table, to be used here (`LatencyTable.for_target`); IncompatibleError names the fields but those of `allow` in which this machine or its
+    versions differ from the table's.
+    """
+    return table.for_target(here(table.target), allow)
 
 
 def here(target: Target) -> Target:

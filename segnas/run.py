@@ -98,6 +98,9 @@ class Run:
     screen: Screen
     services: Services = SERVICES
     table_file: Path | None = None
+    allow: tuple[str, ...] = ()
+    """Fields of the target in which the given table may differ."""
+
     pretrained: Path | None = None
     device: str = "cpu"
     streets_folder: Path | None = None
@@ -124,8 +127,7 @@ class Run:
         """The table that is to be used instead of profiling, if there is one, checked against target and space."""
         if self.table_file is None:
             return None
-        table = load_table(self.table_file)
-        table.require(self.target())
+        table = load_table(self.table_file).for_target(self.target(), self.allow)
         require_entries(self.space(), table)
         return table
 
@@ -358,6 +360,7 @@ def _report(work: Run) -> Report:
     derived, asked = read_json(folder / "derive.json"), read_json(folder / "budget.json")
     table = replace(table, calibration=unplain(Calibration, derived["calibration"], "derive.json: calibration"))
     engine, timing = read_noun(folder / "model.onnx.json", Engine), read_noun(folder / "timing.json", Timing)
+    timing = replace(timing, conditions=tuple(sorted((*timing.conditions, *table.mismatch))))
     estimate = table.estimate(architecture)
     measurements = unplain(tuple[Measurement, ...], derived["measurements"], "measurements")
     report = Report(

@@ -7,7 +7,7 @@ from optuna.storages import BaseStorage
 
 from segnas.data import Dataset
 from segnas.files import plain, require_writable, write_noun, write_text
-from segnas.latency import LatencyTable
+from segnas.latency import MISMATCH_KEY, LatencyTable
 from segnas.measuring import Progress, require_entries
 from segnas.search.checkpoint import CHECKPOINT_NAME
 from segnas.search.inherited_score import inherited_score
@@ -52,17 +52,17 @@ def sample_space(
     else:
         scoring = inherited_score(space, supernet / CHECKPOINT_NAME, dataset, height=height, width=width, seed=seed)
     found = sample(space, table, strategy, scoring, budget_ms=budget, trials=trials, storage=storage, name=name, seed=seed, progress=progress)
-    write_sampled(found, study_identity(space, table, strategy, budget, seed, scoring.schedule), name, out)
+    write_sampled(found, study_identity(space, table, strategy, budget, seed, scoring.schedule), name, out, table.allowed_mismatch)
     return found
 
 
-def write_sampled(found: Sampled, identity: dict[str, object], name: str, out: Path) -> None:
+def write_sampled(found: Sampled, identity: dict[str, object], name: str, out: Path, mismatch: str) -> None:
     """All trials, what was asked and what was found, and the network; `arch.json` last: its presence says that the others are there."""
     estimate = found.estimate
     best = {"score": found.score, "genotype": found.genotype, "architecture": found.derived.architecture.digest}
     best["predicted_ms"], best["low_ms"], best["high_ms"] = estimate.total_ms, estimate.low_ms, estimate.high_ms
     lines = (json.dumps(plain(trial), allow_nan=False) for trial in found.trials)
     write_text(out / "trials.jsonl", "".join(line + "\n" for line in lines))
-    content = {"study": name, "asked": identity, "trials": found.counts, "best": best}
+    content = {"study": name, "asked": identity, "trials": found.counts, "best": best, MISMATCH_KEY: mismatch}
     write_text(out / "sampled.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_noun(out / "arch.json", found.derived.architecture)

@@ -16,7 +16,7 @@ from segnas.arch import Architecture, canonical_json
 from segnas.data import Dataset
 from segnas.errors import IncompatibleError, InputError, RequirementError, SegnasError, UsageError
 from segnas.files import plain, read_json, require_writable, unplain, write_noun, write_text
-from segnas.latency import Estimate, LatencyTable
+from segnas.latency import MISMATCH_KEY, Estimate, LatencyTable
 from segnas.latency_tables.store import load_table
 from segnas.measurements import MeasurementJournal
 from segnas.measuring import Progress, Services, require_budget, require_entries
@@ -71,7 +71,16 @@ def search_space(
     )
     learned = {name: list(p) for name, p in found.probabilities.items()}
     kept = [plain(constraint) for constraint in settings.constraints]
-    write_curves(out, found.curves, space=space.name, classes=space.classes, method=settings.method, constraints=kept, probabilities=learned)
+    write_curves(
+        out,
+        found.curves,
+        space=space.name,
+        classes=space.classes,
+        method=settings.method,
+        constraints=kept,
+        probabilities=learned,
+        **{MISMATCH_KEY: table.allowed_mismatch},
+    )
 
 
 def constraint_tables(space: Space, constraints: Iterable[Constraint]) -> dict[str, LatencyTable]:
@@ -109,6 +118,7 @@ def derive_network(
         "low_ms": estimate.low_ms,
         "high_ms": estimate.high_ms,
         "measurements": [plain(m) for m in met.measurements],
+        MISMATCH_KEY: table.allowed_mismatch,
     }
     write_text(out.with_name("derive.json"), json.dumps(found, indent=1) + "\n")
     write_noun(out, met.derived.architecture)

@@ -17,6 +17,7 @@ import torch
 
 from segnas.__main__ import main
 from segnas.arch import Architecture
+from segnas.cli import segnas
 from segnas.data import Dataset, open_dataset
 from segnas.exporting import export_engine
 from segnas.files import read_json, read_noun, write_noun
@@ -158,7 +159,7 @@ def recipe_file(tmp_path: Path, old: str, new: str) -> Path:
         ({"recipe": "none.toml"}, INPUT, "recipe none.toml cannot be read"),
         ({"space": "cas-slow"}, USAGE, "no search space is called 'cas-slow'; known spaces: cas, cas-fast, cas-tiny, dcnas"),
         ({"target": "tensorflow"}, USAGE, "target runtime 'tensorflow' was given; this version deploys on: onnxruntime"),
-        ({"data": "ade20k"}, INPUT, "unknown data set 'ade20k'; allowed are cityscapes, camvid"),
+        ({"data": "ade20k"}, USAGE, "unknown data set 'ade20k'; allowed are cityscapes, camvid"),
         ({"data_root": None}, USAGE, "recipe short needs images: give their folder with --data-root"),
         ({"data_root": "/nowhere"}, INPUT, "/nowhere is not a folder; a cityscapes set is expected there"),
         ({"budget_ms": -1}, USAGE, "budget '-1ms' was given; it must be above 0"),
@@ -227,6 +228,35 @@ def test_streets_that_cannot_be_drawn(made: Path, tmp_path: Path, call: Call, se
     assert tree(tmp_path) == {"changed.toml"}
 
 
+def test_a_dataset_or_a_split_that_does_not_exist(made: Path, tmp_path: Path, call: Call) -> None:
+    """Wherever its name is given: each command that has an option for it."""
+    data, out = ("--data-root", made / "streets"), ("--out", tmp_path / "out")
+    priced, engine = ("--table", made / "table.json", "--budget", "0.9ms"), made / "engine" / "model.onnx"
+    commands: dict[str, list[object]] = {
+        "search": ["search", "cas-tiny", *priced, *data, *out],
+        "sample": ["sample", "cas-tiny", *priced, "--trials", 1, *data, *out],
+        "train": ["train", "--arch", made / "arch.json", *data, "--out", tmp_path / "w.safetensors"],
+        "export": ["export", "--arch", made / "arch.json", "--weights", made / "weights.safetensors", "--size", "64x128", *data, *out],
+        "bench": ["bench", engine, *data],
+        "compare": ["compare", "--given", "fast-scnn", *data, *out],
+        "correlate": ["correlate", "cas-tiny", "--run", made / "run", *data, *out],
+        "run": run_words(made, tmp_path),
+        "data check": ["data", "check", *data],
+    }
+    having = {name for name, command in segnas.commands.items() if any("--data" in p.opts for p in command.params)}
+    assert having == {*commands} - {"data check"}
+    for name, words in commands.items():
+        ended = call(*words, "--data", "ade20k")
+        assert (name, ended.code) == (name, USAGE)
+        assert "unknown data set 'ade20k'; allowed are cityscapes, camvid" in ended.message
+        options = segnas.commands[words[0]].params if name != "data check" else []
+        for option in ("--split", "--eval-split"):
+            if any(option in p.opts for p in options):
+                ended = call(*words, option, "dev")
+                assert (name, ended.code, ended.message) == (name, USAGE, "cityscapes has no split 'dev'; allowed are train, val, test.")
+    assert tree(tmp_path) == set()
+
+
 @pytest.mark.parametrize("name", ["cityscapes", "camvid"])
 def test_an_empty_data_folder(made: Path, tmp_path: Path, call: Call, name: str) -> None:
     (tmp_path / "data").mkdir()
@@ -286,7 +316,7 @@ def test_a_table_that_does_not_serve(made: Path, tmp_path: Path, call: Call, whi
     ended = call(*run_words(made, tmp_path, table=table))
     assert message in ended.message
     assert (ended.code, tree(tmp_path)) == (code, {"bad.json"})
-    if which != "size":  # a search asks nothing of the machine
+    if which != "size":  # a search is of the table's own size
         data = ("--data-root", made / "streets")
         ended = call("search", "cas-tiny", "--table", table, *data, "--budget", "0.9ms", "--out", tmp_path / "out")
         assert message in ended.message

@@ -182,3 +182,6 @@ def test_a_table_of_another_machine_is_refused(made: Path, tmp_path: Path) -> No
     words = ("compare", "--given", "fast-scnn", "--table", tmp_path / "t.json", *data(made), "--out", tmp_path / "out")
     with pytest.raises(IncompatibleError, match="belongs to another target"):
         segnas.main([*map(str, words)], standalone_mode=False)
+    found = printed(*words, "--allow-mismatch", "device")
+    assert dict(found["conditions"])["allowed_mismatch"] == f"device: the table has 'another', asked for is {table.target.device!r}"
+    assert found["target"]["device"] == table.target.device

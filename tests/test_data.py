@@ -20,7 +20,7 @@ from segnas.data import (
     read_image,
     read_label,
 )
-from segnas.errors import InputError
+from segnas.errors import InputError, UsageError
 from segnas.labels import CAMVID, CITYSCAPES
 from segnas.streets import write_streets
 
@@ -83,7 +83,7 @@ def test_the_real_camvid(camvid_root) -> None:
     [("ade20k", "train", "cityscapes, camvid"), ("camvid", "dev", "train, val, test"), ("cityscapes", "train_extra", "train, val, test")],
 )
 def test_unknown_names(tmp_path, name: str, split: str, named: str) -> None:
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(UsageError, match=named):
         open_dataset(name, tmp_path, split)
 
 

@@ -1,6 +1,7 @@
 """Judging a table with a simulated machine: what is fitted is never judged, a finished process is never repeated."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,14 @@ def test_a_judgement_of_a_table_that_is_ten_percent_low(table: LatencyTable, tmp
     assert not set(machine.calls[0]) & set(machine.calls[-1])
     assert 0 < dict(found.label_noise)["uniform"] < 1.0
     assert dict(found.spread)["stratified"] > dict(found.spread)["uniform"]
+    assert "allowed_mismatch" not in dict(found.conditions)
+
+
+def test_a_judgement_names_the_mismatch_that_was_allowed(table: LatencyTable, tmp_path: Path) -> None:
+    used = replace(table, target=replace(TARGET, device="another")).for_target(TARGET, ["device"])
+    found, fitted = judged(used, Machine(table), tmp_path / "j.jsonl")
+    mismatch = "device: the table has 'another', asked for is 'test cpu'"
+    assert dict(found.conditions)["allowed_mismatch"] == fitted.allowed_mismatch == mismatch
 
 
 def test_an_interrupted_judging_repeats_no_process(table: LatencyTable, tmp_path: Path) -> None:

@@ -156,21 +156,26 @@ def test_a_table_of_another_target_is_refused_by_the_field_that_differs(name: st
     asked = replace(TARGET, **{name: OTHER[name]})
     assert TARGET.differences(asked) == ((name, getattr(TARGET, name), OTHER[name]),)
     with pytest.raises(IncompatibleError) as caught:
-        table().require(asked)
+        table().for_target(asked)
     found = f"({name}: the table has {getattr(TARGET, name)!r}, asked for is {OTHER[name]!r}); run `segnas profile cas-tiny` on this one"
-    assert str(caught.value) == f"this latency table belongs to another target {found}"
-    table().require(asked, allow=(name,))
+    allowed = "or let the fields pass with --allow-mismatch"
+    assert str(caught.value) == f"this latency table belongs to another target {found}, {allowed}"
+    used = table().for_target(asked, allow=(name,))
+    assert used == replace(table(), target=asked, provenance=used.provenance)
+    assert used.allowed_mismatch == f"{name}: the table has {getattr(TARGET, name)!r}, asked for is {OTHER[name]!r}"
+    assert used.mismatch == (("allowed_mismatch", used.allowed_mismatch),)
 
 
 def test_every_difference_is_named() -> None:
     asked = Target(**OTHER)
-    table().require(TARGET)
+    assert table().for_target(TARGET) == table().for_target(TARGET, OTHER) == table()
+    assert (table().allowed_mismatch, table().mismatch) == ("", ())
     with pytest.raises(IncompatibleError) as caught:
-        table().require(asked)
+        table().for_target(asked)
     assert [part.split(":")[0] for part in str(caught.value).split("(", 1)[1].split("; ")[:12]] == list(OTHER)
-    table().require(asked, allow=iter(OTHER))  # anything that can be gone through once
+    table().for_target(asked, allow=iter(OTHER))  # anything that can be gone through once
     with pytest.raises(IncompatibleError, match=r"\(scope: the table has 'end_to_end', asked for is 'gpu'\)"):
-        table().require(asked, allow=(name for name in OTHER if name != "scope"))
+        table().for_target(asked, allow=(name for name in OTHER if name != "scope"))
 
 
 @pytest.mark.parametrize(

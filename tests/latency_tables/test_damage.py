@@ -16,7 +16,7 @@ from segnas.latency_tables.compose import reference_ms
 from segnas.latency_tables.journal import SCHEMA, ProfileJournal, header_of
 from segnas.latency_tables.profile import profile
 from segnas.latency_tables.store import load_table, save_table
-from segnas.measuring import Services, require_this_machine
+from segnas.measuring import Services, for_this_machine
 from segnas.report import Curve
 from segnas.runtime.onnxruntime_session import available_cores, cpu_target
 from segnas.search.spaces import space
@@ -172,7 +172,7 @@ def test_a_sentinel_that_is_no_time(table, text):
 def test_the_table_of_a_machine_with_more_cores_is_incompatible(table):
     target = replace(cpu_target(64, 128), device="a larger machine", threads=available_cores() + 1)
     with pytest.raises(IncompatibleError, match="device"):
-        require_this_machine(replace(table, target=target))
+        for_this_machine(replace(table, target=target))
 
 
 def test_how_sure_an_estimate_is_needs_its_entries(table, small_network):

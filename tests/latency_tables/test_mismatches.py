@@ -12,22 +12,25 @@ from typing import Any
 import pytest
 
 from segnas.__main__ import main
-from segnas.arch import canonical_json
+from segnas.arch import Architecture, canonical_json
 from segnas.errors import IncompatibleError, InputError, SegnasError
-from segnas.files import write_noun
-from segnas.latency import Calibration, Entry, LatencyTable
+from segnas.files import read_json, write_noun
+from segnas.latency import Calibration, Entry, LatencyTable, Timed
+from segnas.latency_tables.interpolate import interpolate
 from segnas.latency_tables.journal import ProfileJournal, header_of
+from segnas.latency_tables.merge import merge
 from segnas.latency_tables.profile import PROTOCOL
 from segnas.latency_tables.store import SCHEMA, load_table, save_table
-from segnas.measuring import require_entries, require_this_machine
-from segnas.recipe import recipe_from_toml
+from segnas.measuring import Services, for_this_machine, require_entries, require_live
+from segnas.recipe import DataSettings, recipe_from_toml
 from segnas.report import Curve
-from segnas.run import Run, SilentScreen
+from segnas.run import Run, SilentScreen, run
 from segnas.runtime.onnxruntime_session import available_cores, cpu_target
 from segnas.search.spaces import space
 from segnas.steps import write_curves
 from segnas.streets import write_streets
 from segnas.target import Target
+from segnas.timing import Measured
 
 Change = Callable[[Any], object]
 
@@ -88,19 +91,31 @@ def test_the_fields_below_are_all_that_a_target_has() -> None:
 def test_a_table_that_another_machine_measured(table: LatencyTable, field: str, value: object) -> None:
     other = replace(table, target=replace(table.target, **{field: value}))
     here = getattr(table.target, field)
-    refused(lambda: require_this_machine(other), IncompatibleError, f"({field}: the table has {value!r}, asked for is {here!r})")
+    difference = f"{field}: the table has {value!r}, asked for is {here!r}"
+    refused(lambda: for_this_machine(other), IncompatibleError, f"({difference})")
+    refused(lambda: for_this_machine(other, [name for name in OTHER if name != field]), IncompatibleError, f"({difference})")
+    assert for_this_machine(other, [field]) == replace(table, provenance=(("allowed_mismatch", difference), *table.provenance))
 
 
-def run_with(table: LatencyTable, folder: Path, recipe: str = RECIPE) -> Run:
+def run_with(table: LatencyTable, folder: Path, allow: tuple[str, ...] = ()) -> Run:
     """A run of the recipe that is given this table."""
     save_table(folder / "given.json", table)
-    return Run(recipe_from_toml(recipe, "short"), folder / "out", SilentScreen(), table_file=folder / "given.json")
+    return Run(recipe_from_toml(RECIPE, "short"), folder / "out", SilentScreen(), table_file=folder / "given.json", allow=allow)
 
 
 @pytest.mark.parametrize(("field", "value"), [*OTHER.items(), *ASKED.items(), ("threads", available_cores() + 1)], ids=[*OTHER, *ASKED, "threads"])
 def test_a_run_that_is_given_a_table_of_another_target(tmp_path: Path, field: str, value: object) -> None:
     run = run_with(table_of(**{field: value}), tmp_path)
     refused(run.given_table, IncompatibleError, f"({field}: the table has {value!r}, asked for is ")
+    allowed = replace(run, allow=(field,))
+    if field in ("height", "width", "output_contract"):  # other operations, or more of them, than the table prices
+        if field != "output_contract":
+            refused(allowed.given_table, IncompatibleError, "latency table of 'cas-tiny' has no entry for ")
+        return
+    used = allowed.given_table()
+    assert used is not None
+    assert used.target == run.target()
+    assert used.allowed_mismatch.startswith(f"{field}: the table has {value!r}, asked for is ")
 
 
 @pytest.mark.parametrize(
@@ -287,6 +302,7 @@ def edited(path: Path) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable[..., list[object]], Callable[[], LatencyTable], Callable[[Path], object], int, str]] = {
+    "search-device": (search, lambda: table_of(device="a toaster"), str, 6, "(device: the table has 'a toaster', asked for is "),
     "derive-device": (derive, lambda: table_of(device="a toaster"), str, 6, "(device: the table has 'a toaster', asked for is "),
     "derive-version": (derive, lambda: table_of(runtime_version="0.1"), str, 6, "(runtime_version: the table has '0.1', asked for is "),
     "derive-space": (derive, lambda: table_of("cas-fast"), str, 6, "latency table of 'cas-fast' has no entry for "),
@@ -318,8 +334,83 @@ def test_what_the_commands_say(made: Path, tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in (made / "run").iterdir()] == ["search.json"]
 
 
+def never(*_: object) -> Timed:
+    raise AssertionError("something was to be measured")
+
+
+def as_predicted(architecture: Architecture, table: LatencyTable) -> Measured:
+    return Measured(table.estimate(architecture).total_ms, 0.001)
+
+
+TRUE = Services(never, as_predicted, lambda _, architecture, table: as_predicted(architecture, table), require_live)
+"""A machine on which a table's estimates are true."""
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, words: list[object]) -> int:
+    monkeypatch.setattr(sys, "argv", ["segnas", *map(str, words)])
+    with pytest.raises(SystemExit) as found:
+        main()
+    return int(found.value.code or 0)
+
+
+def test_what_is_written_names_the_mismatch_that_was_allowed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a table of another device and version: both are named, or it is refused; nothing is measured again to check it."""
+    toaster = table_of(device="a toaster", runtime_version="0.1")
+    path, run = tmp_path / "t.json", tmp_path / "out"
+    save_table(path, toaster)
+    monkeypatch.setattr("segnas.measuring.check_table_live", lambda *_: pytest.fail("a table whose mismatch was allowed was checked"))
+    monkeypatch.setattr("segnas.measuring.SERVICES", TRUE)
+    allow = ("--allow-mismatch", "device", "--allow-mismatch", "runtime_version", "--budget", "p50")
+    assert ended(monkeypatch, search(made, path, *allow[:2], *allow[4:])) == 6
+    assert ended(monkeypatch, search(made, path, *allow)) == 0
+    wanted = toaster.differing(table_of().target)
+    assert wanted.count("; ") == 1
+    assert read_json(run / "search.json")["allowed_mismatch"] == wanted
+    words = ["derive", run, "--space", "cas-tiny", "--table", path, "--budget", "8ms"]
+    assert ended(monkeypatch, words) == 6
+    assert ended(monkeypatch, [*words, *allow]) == 0
+    assert read_json(run / "derive.json")["allowed_mismatch"] == wanted
+    words = ["sample", "cas-tiny", "--table", path, "--data-root", made / "streets", "--recipe", made / "short.toml", "--budget", "8ms"]
+    words += ["--trials", 1, "--supernet", run, "--strategy", "random", "--out", tmp_path / "sampled"]
+    assert ended(monkeypatch, words) == 6
+    assert ended(monkeypatch, [*words, *allow]) == 0
+    assert read_json(tmp_path / "sampled" / "sampled.json")["allowed_mismatch"] == wanted
+
+
+def test_what_was_allowed_of_a_run_is_in_its_report(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_table(tmp_path / "t.json", table_of(device="a toaster"))
+    monkeypatch.setattr("segnas.measuring.check_table_live", lambda *_: pytest.fail("a table whose mismatch was allowed was checked"))
+    recipe = replace(recipe_from_toml(RECIPE, "short"), budget="p50", data=DataSettings(root=str(made / "streets")))
+    work = Run(recipe, tmp_path / "out", SilentScreen(), services=TRUE, table_file=tmp_path / "t.json", allow=("device",))
+    report = run(work)
+    wanted = f"device: the table has 'a toaster', asked for is {cpu_target(64, 128).device!r}"
+    assert dict(report.timing.conditions)["allowed_mismatch"] == wanted
+    assert report.engine.target == work.target()
+    assert load_table(tmp_path / "out" / "table.json").allowed_mismatch == wanted
+    assert read_json(tmp_path / "out" / "search.json")["allowed_mismatch"] == wanted
+    assert wanted.replace("'", "&#39;") in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_was_allowed_of_two_tables_is_in_the_one_that_is_made(table: LatencyTable) -> None:
+    newer = replace(table, target=replace(table.target, runtime_version="9.9"))
+    refused(lambda: merge(table, newer), IncompatibleError, "(runtime_version: ")
+    merged = merge(table, newer, allow=("runtime_version",))
+    assert merged.target == table.target
+    assert merged.allowed_mismatch == f"runtime_version: the table has '9.9', asked for is {table.target.runtime_version!r}"
+    assert merge(merged, table).allowed_mismatch == merged.allowed_mismatch
+    large, between = table_of(height=128, width=256, runtime_version="9.9"), replace(table.target, height=96, width=192)
+    operations = space("cas-tiny", 19).all_operations(between)
+    refused(lambda: interpolate(table, large, operations, between, graph_sha256=str), IncompatibleError, "(runtime_version: ")
+    made = interpolate(table, large, operations, between, graph_sha256=str, allow=("runtime_version",))
+    assert (made.target, made.allowed_mismatch) == (between, merged.allowed_mismatch)
+
+
+def test_a_field_that_no_target_has(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ended(monkeypatch, derive(made, tmp_path / "t.json", "--allow-mismatch", "colour")) == 2
+
+
 def test_nothing_is_refused_that_belongs(table: LatencyTable, tmp_path: Path) -> None:
-    require_this_machine(table)
+    for_this_machine(table)
     require_entries(space("cas-tiny", 19), table)
     assert run_with(table, tmp_path).given_table() == table
     path = written(table, tmp_path / "t.json", lambda content: None, sealed=True)

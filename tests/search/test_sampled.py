@@ -258,7 +258,7 @@ def shared(space: Space, table: LatencyTable, budget: float) -> Callable[..., Sh
     from segnas.search.expected import ExpectedLatency
     from segnas.search.sampled import study_identity
 
-    allowed = Allowed(space, ExpectedLatency(space, table, table.target).exact, budget)
+    allowed = Allowed(space, ExpectedLatency(space, table).exact, budget)
     identity = study_identity(space, table, Strategy("evolution", 8, 3), budget, 4, {"score": "sum"})
 
     def made(storage: InMemoryStorage, worker: Worker = STRANGER, silence_s: float = 100.0) -> SharedStudy:
