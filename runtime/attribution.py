@@ -6,7 +6,8 @@ out too dear: an argmax of 55 kernels by 12 % at 64x128 and by 4 % at 128x256, a
 
 An exported node is called after its place, `nodes.12/0.Conv` or `argmax/3.Max`, its values likewise, `nodes.12.v4`, and the network's output
 `logits`. A kernel of ONNX Runtime's optimised graph keeps the node's name, or takes that of its last value with `_nchwc` behind it; what changes the
-layout between kernels has a name of its own.
+layout between kernels has a name of its own. An operator that the runtime writes out (HardSwish below optimisation `all`, as HardSigmoid and Mul)
+becomes nodes without names, which are told by the value that they lead to in the optimised graph: it lists its nodes in the order in which they run.
 """
 
 import json
@@ -43,6 +44,15 @@ class Kernel(NamedTuple):
     name: str
     op_type: str
     ms: float
+
+
+class OptimisedNode(NamedTuple):
+    """One node of the runtime's optimised graph as it is written to a file: its name (empty for none), its type, what it reads, its first output."""
+
+    name: str
+    op_type: str
+    inputs: tuple[str, ...]
+    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +128,9 @@ def attribute(artefact: bytes | Path, architecture: Architecture, target: Target
         profiled.require(architecture)
         without, under = _interleaved(plain, profiled, visits)
         kernels = kernels_of(profiled.trace(), (visits + 1) * (VISIT + 1))
+        values = values_of(kernels, profiled.nodes())
     total = percentile(without, 50)
-    rows = rows_of(kernels, architecture, target, total)
+    rows = rows_of(kernels, architecture, target, total, values)
     return Attribution(architecture.digest, target, total, percentile(under, 50), math.fsum(k.ms for k in kernels), len(without), rows)
 
 
@@ -142,8 +153,28 @@ def kernels_of(trace: Iterable[Mapping[str, Any]], runs: int) -> tuple[Kernel, .
     return tuple(Kernel(name, op_type, interquartile_mean([by_run[run] for run in counted])) for (name, op_type), by_run in times.items())
 
 
-def rows_of(kernels: Sequence[Kernel], architecture: Architecture, target: Target, total_ms: float) -> tuple[Row, ...]:
-    """The rows of an attribution, scaled so that they sum to `total_ms`; IncompatibleError for a kernel of a node that the architecture lacks."""
+def values_of(kernels: Sequence[Kernel], nodes: Sequence[OptimisedNode]) -> dict[str, str]:
+    """By its name in the profile, the value that a kernel of a nameless node leads to; none at all where the profile ran other nodes than these."""
+    if [kernel.op_type for kernel in kernels] != [node.op_type for node in nodes]:
+        return {}
+    gives = {read: node.output for node in reversed(nodes) for read in node.inputs}
+    found: dict[str, str] = {}
+    for kernel, node in zip(kernels, nodes, strict=True):
+        if not node.name:
+            value = node.output
+            while not _PLACE.fullmatch(value) and value in gives:
+                value = gives[value]
+            found[kernel.name] = value
+    return found
+
+
+def rows_of(
+    kernels: Sequence[Kernel], architecture: Architecture, target: Target, total_ms: float, values: Mapping[str, str] | None = None
+) -> tuple[Row, ...]:
+    """The rows of an attribution, scaled so that they sum to `total_ms`; IncompatibleError for a kernel of a node that the architecture lacks.
+
+    `values` names the value of each kernel whose own name says nothing.
+    """
     operations = architecture.operations(target.height, target.width)
     places: dict[int | None, Operation] = {index: operation for index, operation in enumerate(operations) if not _is_nothing(operation)}
     last = max((index for index in places if index is not None), default=None)
@@ -152,7 +183,7 @@ def rows_of(kernels: Sequence[Kernel], architecture: Architecture, target: Targe
     held: dict[int | None, list[Kernel]] = {place: [] for place in places}
     reorders, rest = list[Kernel](), list[Kernel]()
     for kernel in kernels:
-        match = _PLACE.fullmatch(kernel.name)
+        match = _PLACE.fullmatch((values or {}).get(kernel.name, kernel.name))
         if match is None or (match["last"] and last is None):
             (reorders if kernel.op_type in LAYOUT_KERNELS else rest).append(kernel)
             continue
@@ -182,6 +213,8 @@ class _ProfiledSession(OnnxRuntimeSession):
         options = self._open().get_session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "trace")
+        self._optimised = folder / "optimised.onnx"
+        options.optimized_model_filepath = str(self._optimised)
         self._session = ort.InferenceSession(content, options, providers=[CPU_PROVIDER])
 
     def require(self, architecture: Architecture) -> None:
@@ -189,6 +222,12 @@ class _ProfiledSession(OnnxRuntimeSession):
         stated = self._open().get_modelmeta().custom_metadata_map.get("architecture", architecture.digest)
         if stated != architecture.digest:
             raise IncompatibleError(f"the engine was made from architecture {stated}; {architecture.digest} was given")
+
+    def nodes(self) -> tuple[OptimisedNode, ...]:
+        """The graph that runs, in the order in which it runs."""
+        import onnx  # only here: running an engine does not need it
+
+        return tuple(OptimisedNode(n.name, n.op_type, tuple(n.input), n.output[0]) for n in onnx.load(self._optimised).graph.node)
 
     def trace(self) -> list[dict[str, Any]]:
         """End the profile; its events."""

@@ -14,7 +14,7 @@ from segnas.kinds import Kind, kind
 from segnas.latency import priced_operations
 from segnas.latency_tables.probes import entry_kind
 from segnas.network import initialised
-from segnas.runtime.attribution import VISIT, Attribution, Kernel, Row, attribute, kernels_of, rows_of
+from segnas.runtime.attribution import VISIT, Attribution, Kernel, OptimisedNode, Row, attribute, kernels_of, rows_of, values_of
 from segnas.runtime.onnxruntime_session import cpu_target, optimised_nodes
 from segnas.search.spaces import space
 from segnas.target import Target
@@ -99,6 +99,52 @@ def test_every_kind_of_operation(every_op):
         assert found.runs == VISIT
         assert all(row.kernels for row in found.rows if row.part == "operation")
         assert (None in [r.node for r in found.rows if r.part == "operation"]) == (target.output_contract == "labels")
+
+
+@pytest.mark.parametrize("optimisation", ["all", "extended", "basic", "none"])
+def test_what_the_runtime_writes_out_is_told_by_the_value_it_leads_to(optimisation: str):
+    """Two branches of one feature, each with a HardSwish: below `all` a HardSigmoid and a Mul without names each, and one pair in a block."""
+    nodes = (
+        Node(kind("image"), (), 16),
+        Node(kind("conv", kernel=1), (0,), 16),
+        Node(kind("conv", activation="hardswish"), (1,), 16),
+        Node(kind("inverted_residual", expansion=3, squeeze=4, activation="hardswish"), (1,), 16),
+        Node(kind("conv", kernel=5, activation="hardswish"), (1,), 16),
+        Node(kind("add"), (2, 4), 16),
+        Node(kind("add"), (3, 5), 16),
+        Node(kind("classifier"), (6,), 5),
+    )
+    architecture, target = Architecture(nodes), cpu_target(32, 64, optimisation=optimisation)
+    found = attribute(engine(architecture, target), architecture, target, runs=1)
+    assert found.attributed == 1, part(found, "unattributed").kernels
+    kernels = {row.node: row.kernels for row in found.rows if row.part == "operation"}
+    written = {node: [name.split("_")[0] for name in names if name.startswith(("HardSigmoid_", "Mul_"))] for node, names in kernels.items()}
+    pair = [] if optimisation == "all" else ["HardSigmoid", "Mul"]
+    assert written == {1: [], 2: pair, 3: 2 * pair, 4: pair, 5: [], 6: [], 7: [], None: []}
+
+
+def test_values_by_hand():
+    """A kernel with a name is left alone; a nameless one is told by the first value with a place behind it; of other nodes nothing is told."""
+    kernels = [
+        Kernel("nodes.1/0.Conv", "Conv", 1.0),
+        Kernel("HardSigmoid_7", "HardSigmoid", 1.0),
+        Kernel("Mul_8", "Mul", 1.0),
+        Kernel("Neg_9", "Neg", 1.0),
+    ]
+    nodes = [
+        OptimisedNode("nodes.1/0.Conv", "Conv", ("input", "w"), "nodes.1.v3"),
+        OptimisedNode("", "HardSigmoid", ("nodes.1.v3",), "inlined"),
+        OptimisedNode("", "Mul", ("nodes.1.v3", "inlined"), "nodes.1"),
+        OptimisedNode("", "Neg", ("nodes.1",), "nowhere"),
+    ]
+    assert values_of(kernels, nodes) == {"HardSigmoid_7": "nodes.1", "Mul_8": "nodes.1", "Neg_9": "nowhere"}
+    assert values_of(kernels[:3], nodes) == values_of([kernels[0], *kernels[:0:-1]], nodes) == {}
+    rows = rows_of(kernels, chain((kind("conv"), 8)), cpu_target(64, 128, output_contract="logits"), 4.0, values_of(kernels, nodes))
+    assert [(row.part, row.kernels) for row in rows] == [
+        ("operation", ("nodes.1/0.Conv", "HardSigmoid_7", "Mul_8")),
+        ("reorder", ()),
+        ("unattributed", ("Neg_9",)),
+    ]
 
 
 def test_what_melts_into_a_neighbour_has_no_kernel():
