@@ -35,6 +35,7 @@ class Chances:
 
     def __init__(self, space: Space) -> None:
         self.space = space
+        self._simplified: dict[Event, Chance] = {}
         self.fed: list[Chance] = []
         self.there: list[Chance] = []
         for slot in space.slots:
@@ -69,7 +70,9 @@ class Chances:
 
     def simplified(self, event: Event) -> Chance:
         """ALWAYS where the rules leave the event no way not to happen."""
-        return ALWAYS if self.is_certain([event]) else event
+        if event not in self._simplified:
+            self._simplified[event] = ALWAYS if self.is_certain([event]) else event
+        return self._simplified[event]
 
     def both(self, one: Chance, other: Chance) -> Chance:
         """One and the other."""

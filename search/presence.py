@@ -24,6 +24,7 @@ class Presence:
 
     def __init__(self, space: Space, chances: Chances, marginals: dict[str, Tensor]) -> None:
         self.space, self.chances, self.marginals = space, chances, marginals
+        self._events: dict[Event, Value] = {}
         self.fed: list[Value] = []
         self.there: list[Value] = []
         for index, slot in enumerate(space.slots):
@@ -53,7 +54,9 @@ class Presence:
 
     def _known(self, chance: Chance) -> Value | None:
         if isinstance(chance, Event):
-            return self.marginals[chance.decision][sorted(chance.options)].sum() if chance.options else 0.0
+            if chance not in self._events:
+                self._events[chance] = self.marginals[chance.decision][sorted(chance.options)].sum() if chance.options else 0.0
+            return self._events[chance]
         return 1.0 if isinstance(chance, Always) else None
 
     def _sure(self, chance: Chance) -> Value:

@@ -33,28 +33,39 @@ def enumerated(space, p, value):
     return total / weight
 
 
-def test_one_hot_price_is_the_decoded_tables_sum(any_space, made_up_table):
-    table, rng = made_up_table(any_space), Random(0)
-    expected = ExpectedLatency(any_space, table)
-    for _ in range(30):
-        genotype = any_space.random(rng)
-        decoded = table.estimate(any_space.decode(genotype).architecture).total_ms
-        assert float(expected(one_hot(any_space, genotype).weights)) == pytest.approx(decoded, rel=1e-9)
+def agrees_at_one_hots(space, table, count):
+    expected, rng = ExpectedLatency(space, table), Random(0)
+    for _ in range(count):
+        genotype = space.random(rng)
+        decoded = table.estimate(space.decode(genotype).architecture).total_ms
+        assert float(expected(one_hot(space, genotype).weights)) == pytest.approx(decoded, rel=1e-9)
         assert expected.exact(genotype) == pytest.approx(decoded, rel=1e-9)
+
+
+def test_one_hot_price_is_the_decoded_tables_sum(any_space, made_up_table):
+    agrees_at_one_hots(any_space, made_up_table(any_space), 20 if any_space.name == "dcnas-small" else 100)
+
+
+@pytest.mark.slow
+def test_one_hot_price_is_the_decoded_tables_sum_on_the_small_grid_too(made_up_table):
+    space = SPACES["dcnas-small"](7)
+    agrees_at_one_hots(space, made_up_table(space), 100)
 
 
 def test_a_hard_sample_is_priced_exactly_and_reaches_every_decision(any_space, made_up_table):
     table, rng, logits = made_up_table(any_space), Random(0), zero_logits(any_space)
     expected = ExpectedLatency(any_space, table)
-    reached = set()
-    for _ in range(40):
+    reached, open_decisions = set(), {name for name, size in any_space.decisions.items() if size > 1}
+    for drawn in range(40):
+        if drawn >= 10 and reached == open_decisions:
+            break
         sample = hard(any_space, logits, rng=rng)
         price = expected(sample.weights, given_rules=False)
         decoded = table.estimate(any_space.decode({name: active[0] for name, active in sample.active.items()}).architecture).total_ms
         assert float(price.detach()) == pytest.approx(decoded, rel=1e-6)
         gradients = torch.autograd.grad(price, list(logits.values()), allow_unused=True)
         reached |= {name for name, g in zip(logits, gradients, strict=True) if g is not None and g.abs().sum() > 0}
-    assert reached == {name for name, size in any_space.decisions.items() if size > 1}
+    assert reached == open_decisions
 
 
 def test_every_decision_gets_gradient_from_the_latency(any_space, made_up_table):
@@ -128,6 +139,23 @@ def test_gradients_agree_with_finite_differences(toy, made_up_table):
     generator = torch.Generator().manual_seed(0)
     logits = [torch.randn(toy.decisions[name], generator=generator, dtype=torch.float64, requires_grad=True) for name in names]
     assert torch.autograd.gradcheck(price, logits, eps=1e-6, atol=1e-6)
+
+
+def test_gradients_of_every_space_agree_with_finite_differences_along_a_random_direction(any_space, made_up_table):
+    """In float64, all decisions at once: a space has too many options for one difference each."""
+    expected, sizes = ExpectedLatency(any_space, made_up_table(any_space)), list(any_space.decisions.values())
+    generator = torch.Generator().manual_seed(1)
+
+    def price(flat):
+        return expected(probabilities_of(dict(zip(any_space.decisions, flat.split(sizes), strict=True))))
+
+    logits = torch.randn(sum(sizes), generator=generator, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(price(logits), logits)
+    for _ in range(3):
+        direction = torch.randn(sum(sizes), generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            difference = (price(logits + 1e-5 * direction) - price(logits - 1e-5 * direction)) / 2e-5
+        assert float(difference) == pytest.approx(float(gradient @ direction), rel=1e-6, abs=1e-7)
 
 
 def test_gradient_without_rules_is_the_closed_form(made_up_table):
