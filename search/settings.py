@@ -1,13 +1,15 @@
-"""Settings of a search, and the methods of the papers as presets of them."""
+"""Settings of a search and of a training, and the methods of the papers as presets of a search's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from segnas.errors import UsageError
-from segnas.search.terms import TERMS
 
 SAMPLERS = ("softmax", "gumbel", "hard", "paths")
+OPTIMISERS = ("sgd", "adamw")
+TERMS = ("lagrangian", "cas", "gas", "fbnet", "mnasnet", "mnasnet-hard", "proxyless", "tunas", "hinge", "none")
+"""The names of `segnas.search.terms`, here so that a recipe can be read without torch."""
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "sampler": SAMPLERS,
@@ -170,3 +172,42 @@ def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
     if name not in METHODS:
         raise UsageError(f"search.method was given {name!r}; allowed: {', '.join(METHODS)}")
     return {**METHODS[name].settings, **given}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """One training schedule. `crop` is (HEIGHT, WIDTH); steps are optimiser steps; `checkpoint_s` seconds lie between checkpoints.
+
+    `optimiser` is sgd, with `momentum`, or adamw, which learns several times faster in the few epochs that a CPU has time for (docs/results.md).
+    `ohem_threshold` 1 counts every pixel. `class_weights` c weighs classes by 1 / ln(c + share of the pixels) as ENet does (its c is 1.02,
+    recalled); 0 weighs all alike.
+    """
+
+    steps: int = 2000
+    batch: int = 8
+    crop: tuple[int, int] = (360, 480)
+    scale: tuple[float, float] = (0.5, 2.0)
+    optimiser: str = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    power: float = 0.9
+    warmup: int = 50
+    auxiliary: float = 0.4
+    ohem_threshold: float = 0.7
+    class_weights: float = 0.0
+    ema: float = 0.99
+    colour: float = 0.4
+    checkpoint_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 2 or self.learning_rate <= 0:
+            raise UsageError(
+                f"train.steps {self.steps}, train.batch {self.batch} and train.learning_rate {self.learning_rate} were given; "
+                "at least 1 step, 2 images "
+                "a batch (a normalisation cannot learn from one) and a rate above 0 are needed"
+            )
+        if self.optimiser not in OPTIMISERS:
+            raise UsageError(f"train.optimiser {self.optimiser!r} was given; allowed: {', '.join(OPTIMISERS)}")
+        if self.class_weights and self.class_weights <= 1:
+            raise UsageError(f"train.class_weights {self.class_weights} was given; 0 (off) or a number above 1, such as 1.02, is allowed")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segnas.errors import UsageError
+from segnas.search.settings import TERMS
 
 
 class Term(Protocol):
@@ -125,8 +126,6 @@ FORMS: dict[str, tuple[Callable[[Tensor, Tensor, float, float], Tensor], float]]
     "hinge": (hinge, 1.0),
 }
 """Each fixed term with its weight where none is given: the work's own for gas (recalled), fbnet, mnasnet; ours for the others."""
-
-TERMS = ("lagrangian", *FORMS, "none")
 
 
 def term(name: str, limit: float, *, weight: float, rho: float, rate: float) -> Term:

@@ -15,8 +15,9 @@ from segnas.network import Network
 from segnas.search.checkpoint import plain_settings
 from segnas.search.sampled import Scoring
 from segnas.search.scoring import score
+from segnas.search.settings import TrainSettings
 from segnas.search.space import Genotype, Space
-from segnas.search.train import TrainSettings, train
+from segnas.search.train import train
 
 
 def trained_score(

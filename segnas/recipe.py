@@ -12,8 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from segnas.errors import InputError, UsageError
 from segnas.files import unplain
-from segnas.search.settings import SearchSettings, with_method
-from segnas.search.train import TrainSettings
+from segnas.search.settings import SearchSettings, TrainSettings, with_method
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from segnas.search.checkpoint import CHECKPOINT_NAME
 from segnas.search.inherited_score import inherited_score
 from segnas.search.proposals import Strategy
 from segnas.search.sampled import Sampled, sample, study_identity
+from segnas.search.settings import TrainSettings
 from segnas.search.space import Space
-from segnas.search.train import TrainSettings
 from segnas.search.trained_score import trained_score
 from segnas.steps import require_device
 

@@ -28,11 +28,11 @@ from segnas.search.checkpoint import load_tensors, save_tensors
 from segnas.search.loop import search
 from segnas.search.pretrained import pretrained_weights
 from segnas.search.prices import prices
-from segnas.search.settings import Constraint, SearchSettings
+from segnas.search.settings import Constraint, SearchSettings, TrainSettings
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.trace import TRACE_NAME, read_trace
-from segnas.search.train import TrainSettings, train
+from segnas.search.train import train
 
 Bytes = NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from segnas.files import plain, unplain
 from segnas.journals import Journal
 from segnas.measuring import Progress
 from segnas.search.checkpoint import plain_settings
-from segnas.search.train import TrainSettings
+from segnas.search.settings import TrainSettings
 from segnas.steps import load_network, train_network
 from segnas.target import Target
 

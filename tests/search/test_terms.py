@@ -22,6 +22,10 @@ FORMULAS = {
 }
 
 
+def test_the_settings_know_every_term() -> None:
+    assert ("lagrangian", *FORMS, "none") == TERMS
+
+
 @pytest.mark.parametrize("name", FORMS)
 @given(loss=st.floats(0.01, 10), ms=st.floats(0.1, 100), limit=st.floats(0.1, 100), weight=st.floats(0.01, 2))
 def test_each_term_against_its_formula(name: str, loss: float, ms: float, limit: float, weight: float) -> None:
