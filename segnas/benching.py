@@ -1,4 +1,4 @@
-"""Benching: how fast and how right an engine on disk is, of the same bytes."""
+"""Benching: how fast an engine on disk is, and what it makes of some images."""
 
 from contextlib import closing
 from pathlib import Path
@@ -7,12 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segnas.data import Dataset, network_input
-from segnas.errors import IncompatibleError
 from segnas.export.manifest import read_engine
 from segnas.measuring import Progress
-from segnas.report import Accuracy, Engine, Timing
+from segnas.report import Engine, Timing
 from segnas.runtime.bench import bench
-from segnas.runtime.evaluate import evaluate
 from segnas.runtime.session import Session, open_session
 
 Bytes = NDArray[np.uint8]
@@ -28,16 +26,6 @@ def bench_engine(path: Path, *, seconds: float, progress: Progress | None = None
 
     with closing(open_session(artefact, engine.target, sha256=engine.sha256)) as session:
         return engine, bench(session, scope=engine.target.scope, min_seconds=seconds, progress=told)
-
-
-def evaluate_engine(path: Path, dataset: Dataset, *, progress: Progress | None = None) -> Accuracy:
-    """Mean IoU of the engine as shipped on every image of the dataset."""
-    engine, artefact = read_engine(path)
-    expected = tuple(label.name for label in dataset.labels.classes)
-    if engine.classes != expected:
-        raise IncompatibleError(f"{path} has classes {', '.join(engine.classes)}; {dataset.name} has {', '.join(expected)}")
-    with closing(open_session(artefact, engine.target, sha256=engine.sha256)) as session:
-        return evaluate(session, dataset, progress=None if progress is None else lambda done, total: progress(done, total, ""))
 
 
 def examples(session: Session, dataset: Dataset, count: int) -> list[tuple[str, Bytes, Bytes, Bytes]]:

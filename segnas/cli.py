@@ -13,6 +13,7 @@ from segnas import __version__
 from segnas.cli_bench import bench
 from segnas.cli_compare import compare, correlate, reference
 from segnas.cli_data import data
+from segnas.cli_eval import evaluate, predict
 from segnas.cli_export import export
 from segnas.cli_new_tables import tables
 from segnas.cli_options import ALLOW, CLASSES, DATASET, DEVICE, FILE, JSON, ROOT, SEED, SIZE, THREADS, emit, require_suffix
@@ -383,5 +384,5 @@ def show(file: Path, picture: Path | None, classes: int | None, as_json: bool) -
     emit(found.values, as_json, found.lines)
 
 
-for command in (export, bench, tables, data, sample, reference, compare, correlate):
+for command in (export, bench, evaluate, predict, tables, data, sample, reference, compare, correlate):
     segnas.add_command(command)

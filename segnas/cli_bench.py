@@ -20,8 +20,9 @@ def bench(engine: Path, seconds: float, name: str, data_root: Path | None, split
 
     Example: segnas bench runs/quickstart/model.onnx
     """
-    from segnas.benching import bench_engine, evaluate_engine
+    from segnas.benching import bench_engine
     from segnas.data import open_dataset
+    from segnas.evaluating import evaluate_engine
     from segnas.files import plain
     from segnas.screen import RichScreen
 

@@ -75,6 +75,15 @@ class Sample:
     label: Path | None
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One sample's pixels: image (H, W, 3) RGB, truth (H, W) raw ids, and instance ids (H, W) where they were asked for."""
+
+    image: Bytes
+    truth: Bytes
+    instances: NDArray[np.uint16] | None = None
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One split of a data set: its samples in order of their names."""
@@ -95,6 +104,17 @@ class Dataset:
         if image.shape[:2] != ids.shape:
             raise InputError(f"{sample.label}: {_size(ids)}, but its image {sample.image} is {_size(image)}; they must be equal.")
         return image, ids
+
+    @property
+    def has_instances(self) -> bool:
+        """Whether each label file of Cityscapes has its instances beside it (`*_gtFine_instanceIds.png`)."""
+        paths = [instance_path(sample) for sample in self.samples]
+        return bool(paths) and all(path is not None and path.is_file() for path in paths)
+
+    def decode(self, index: int, *, instances: bool = False) -> Decoded:
+        """`read`, and with `instances` those of the sample too."""
+        image, truth = self.read(index)
+        return Decoded(image, truth, read_instances(self.samples[index]) if instances else None)
 
 
 def open_dataset(name: str, root: Path, split: str) -> Dataset:
@@ -146,13 +166,31 @@ def read_label(sample: Sample, labels: LabelSet) -> Bytes:
         raise InputError(f"{sample.label}: {error}") from error
 
 
+def instance_path(sample: Sample) -> Path | None:
+    """Where the instance ids of a Cityscapes sample lie: beside its `*_labelIds.png`; None for a label file of another name."""
+    name = "" if sample.label is None else sample.label.name
+    return sample.label.with_name(name.replace("_labelIds", "_instanceIds")) if sample.label is not None and "_labelIds" in name else None
+
+
+def read_instances(sample: Sample) -> NDArray[np.uint16]:
+    """The instance ids (H, W) beside a sample's label file: 1000 * label + number, or a label; InputError when missing or not one 16-bit channel."""
+    path = instance_path(sample)
+    if path is None:
+        raise InputError(f"{sample.image}: its label file {sample.label} is not named *_labelIds.png, so there are no instances beside it.")
+    pixels = _decoded(path)
+    if pixels.ndim != 2 or pixels.dtype.itemsize > 2 or pixels.dtype.kind != "u":
+        raise InputError(f"{path}: {_kind(pixels)}; expected a greyscale image of instance ids, 16-bit (1000 * label + number).")
+    return pixels.astype(np.uint16, copy=False)
+
+
 def normalise(images: Bytes) -> NDArray[np.float32]:
     """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32: `(pixel / 255 - NORMALISE_MEAN) / NORMALISE_STD`."""
     count, height, width, _ = images.shape
     result = np.empty((count, 3, height, width), np.float32)
-    for channel, (mean, std) in enumerate(zip(NORMALISE_MEAN, NORMALISE_STD, strict=True)):
-        np.multiply(images[..., channel], np.float32(1 / (255 * std)), out=result[:, channel])
-        result[:, channel] -= np.float32(mean / std)
+    for image, planes in zip(images, result, strict=True):
+        for channel, plane, mean, std in zip(cv2.split(image), planes, NORMALISE_MEAN, NORMALISE_STD, strict=True):
+            np.multiply(channel, np.float32(1 / (255 * std)), out=plane)  # a plane of its own: half the time of every third byte
+            plane -= np.float32(mean / std)
     return result
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from segnas.arch import Architecture, Operation
 from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.latency import LatencyTable
-from segnas.report import Accuracy, Engine, Report, Timing
+from segnas.report import Accuracy, Engine, Evaluation, Report, Timing
 from segnas.target import Target
 
 T = TypeVar("T")
@@ -30,6 +30,7 @@ SCHEMA_VERSIONS: dict[type, tuple[str, int]] = {
     Engine: ("segnas.engine", 2),
     Timing: ("segnas.timing", 1),
     Accuracy: ("segnas.accuracy", 1),
+    Evaluation: ("segnas.evaluation", 1),
     Report: ("segnas.report", 2),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,3 +73,20 @@ def _lines(path: Path) -> list[bytes]:
         return path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Where what a folder holds and what is asked for differ, in words; see `differing`."""
+    return [f"{name}: the folder has {here}, asked for is {there}" for name, here, there in differing(held, wanted)]
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two nested objects differ: (dotted name, here, there)."""
+    found: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys((*first, *second)):
+        here, there = first.get(name), second.get(name)
+        if isinstance(here, dict) and isinstance(there, dict):
+            found += differing(cast(dict[str, Any], here), cast(dict[str, Any], there), f"{prefix}{name}.")
+        elif here != there:
+            found.append((f"{prefix}{name}", here, there))
+    return found

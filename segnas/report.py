@@ -1,6 +1,7 @@
 """Engine, Timing, Accuracy and Report: what was shipped, how fast it ran, how right it was, of the same bytes."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from segnas.arch import Architecture
 from segnas.target import Target
@@ -163,6 +164,61 @@ class Accuracy:
     classes: tuple[ClassScore, ...]
     protocol: str
     matrix: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringProtocol:
+    """How an image becomes a prediction at its truth's size; counts are added to one another only where all of it is equal.
+
+    `size` (height, width) is what an image is resized to, bilinearly, at scale 1; as a wish, None is the engine's own. `upsample` is what brings the
+    answer to the truth's size: `bilinear` of logits before the argmax, `nearest` of labels, `none` (refused where the sizes differ); as a wish, None
+    is `bilinear` or `none`. `align_corners` is of that resizing. Several `scales`, or `flip`, average the probabilities of all views.
+    """
+
+    size: tuple[int, int] | None = None
+    upsample: str | None = None
+    align_corners: bool = False
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+
+
+class InstanceCount(NamedTuple):
+    """One object of the truth: the index of its image, its label's id, its pixels, and how many of them are right by class and by category."""
+
+    image: int
+    label: int
+    pixels: int
+    hits: int
+    category_hits: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """Scores 0 to 1 by name, and the mean of those that are not None."""
+
+    mean: float | None
+    scores: tuple[ClassScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """An accuracy with all that it takes to add it to others exactly.
+
+    `engine_sha256` and `protocol` are those of the engine, or empty and None where images of labels were scored. `images_sha256` and `available` are
+    of the whole split; `spans` are the [first, next) indices of its images that were counted. `instances` is None where the truth has no instances,
+    and the instance scores (iIoU) are then None too.
+    """
+
+    accuracy: Accuracy
+    categories: ScoreTable
+    instance_classes: ScoreTable
+    instance_categories: ScoreTable
+    engine_sha256: str
+    images_sha256: str
+    available: int
+    spans: tuple[tuple[int, int], ...]
+    protocol: ScoringProtocol | None
+    instances: tuple[InstanceCount, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from statistics import geometric_mean
 from typing import Any, Protocol
 
 from segnas.arch import Architecture
-from segnas.benching import bench_engine, evaluate_engine, examples
+from segnas.benching import bench_engine, examples
 from segnas.cost import network_cost
 from segnas.data import Dataset, layout_of, open_dataset
 from segnas.errors import IncompatibleError, UsageError
+from segnas.evaluating import evaluate_engine
 from segnas.export.manifest import versions
 from segnas.exporting import export_engine
 from segnas.files import plain, read_json, read_noun, unplain, write_noun, write_text

@@ -10,7 +10,7 @@ from segnas.arch import Architecture
 from segnas.cost import network_cost
 from segnas.errors import InputError, UsageError
 from segnas.files import read_json, read_noun
-from segnas.report import Accuracy, Engine, Report, Timing
+from segnas.report import Accuracy, Engine, Evaluation, Report, Timing
 
 Draw = Callable[[Any], bytes]
 """From "svg" or "png" to that picture."""
@@ -64,8 +64,12 @@ def _lines(file: Path, schema: str) -> list[str]:
         case "segnas.accuracy":
             accuracy = read_noun(file, Accuracy)
             return [f"mIoU {100 * accuracy.miou:.2f} %, {accuracy.images} images of {accuracy.dataset} {accuracy.split}"]
+        case "segnas.evaluation":
+            from segnas.evaluating import evaluation_lines
+
+            return evaluation_lines(read_noun(file, Evaluation))
         case _:
-            allowed = "architectures, tables, engines, timings, accuracies, reports and searches of segnas"
+            allowed = "architectures, tables, engines, timings, accuracies, evaluations, reports and searches of segnas"
             raise InputError(f"{file} has schema {schema or 'none'!r}; shown are {allowed}")
 
 

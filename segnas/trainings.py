@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from segnas.arch import Architecture
-from segnas.benching import evaluate_engine
 from segnas.data import Dataset, read_image
 from segnas.errors import IncompatibleError, InputError, RequirementError
+from segnas.evaluating import evaluate_engine
 from segnas.exporting import export_engine
 from segnas.files import plain, unplain
-from segnas.journals import Journal
+from segnas.journals import Journal, differences
 from segnas.measuring import Progress
 from segnas.search.checkpoint import plain_settings
 from segnas.search.settings import TrainSettings
@@ -136,15 +136,3 @@ class Trainings:
             return unplain(Outcome, self._journal.entries[number - 1])
         except InputError:
             raise self._journal.damaged(number) from None
-
-
-def differences(held: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested objects differ, by dotted name, with both values."""
-    found: list[str] = []
-    for name in dict.fromkeys((*held, *wanted)):
-        here, there = held.get(name), wanted.get(name)
-        if isinstance(here, dict) and isinstance(there, dict):
-            found += differences(cast(dict[str, Any], here), cast(dict[str, Any], there), f"{prefix}{name}.")
-        elif here != there:
-            found.append(f"{prefix}{name}: the folder has {here}, asked for is {there}")
-    return found

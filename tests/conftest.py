@@ -21,6 +21,35 @@ def camvid_root() -> Path:
     return Path(root)
 
 
+class StreetEngines(NamedTuple):
+    """Real engines of one small network with random weights, 64x128, and streets to run them on: six of 64x128 and two of 128x256."""
+
+    streets: Path
+    large: Path
+    labels: Path
+    logits: Path
+
+
+@pytest.fixture(scope="session")
+def street_engines(tmp_path_factory: pytest.TempPathFactory) -> StreetEngines:
+    """Two ONNX engines on disk with their manifests, and folders of streets; nobody changes them."""
+    from segnas.data import open_dataset
+    from segnas.exporting import export_engine
+    from segnas.network import initialised
+    from segnas.runtime.onnxruntime_session import cpu_target
+    from segnas.search.spaces import space
+    from segnas.streets import write_streets
+
+    folder = tmp_path_factory.mktemp("engines")
+    streets = write_streets(folder / "streets", counts={"train": 1, "val": 6}, height=64, width=128, seed=0)
+    large = write_streets(folder / "large", counts={"val": 2}, height=128, width=256, seed=1)
+    tiny, dataset = space("cas-tiny", 19), open_dataset("cityscapes", streets, "val")
+    network = initialised(tiny.decode(next(tiny.genotypes())).architecture, 0).eval()
+    for output in ("labels", "logits"):
+        export_engine(network, cpu_target(64, 128, output_contract=output), folder / output, dataset=dataset)
+    return StreetEngines(streets, large, folder / "labels" / "model.onnx", folder / "logits" / "model.onnx")
+
+
 class Variant(NamedTuple):
     """One operation as it may stand in a network: its kind, the widths of its inputs, its own width, stride and enlargement."""
 

@@ -20,7 +20,7 @@ from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.files import SCHEMA_VERSIONS, atomic_path, noun_text, plain, read_json, read_noun, sha256_of, unplain, write_noun, write_text
 from segnas.kinds import SCHEMAS, kind
 from segnas.latency import Calibration, Entry, LatencyTable, Probe
-from segnas.report import Accuracy, Engine, Report, Timing
+from segnas.report import Accuracy, Engine, Evaluation, Report, Timing
 from segnas.target import Target
 
 TARGET = Target("a cpu", "onnxruntime", "1.27.0", "fp32", 64, 96, options=(("graph", "all"), ("spinning", "off")))
@@ -51,9 +51,8 @@ def values_of(type_: Any) -> st.SearchStrategy[Any]:
     }
     if type_ in known:
         return known[type_]
-    if dataclasses.is_dataclass(type_):
-        hints = typing.get_type_hints(type_)
-        return st.builds(type_, **{field.name: values_of(hints[field.name]) for field in dataclasses.fields(type_)})
+    if dataclasses.is_dataclass(type_) or hasattr(type_, "_fields"):
+        return st.builds(type_, **{name: values_of(hint) for name, hint in typing.get_type_hints(type_).items()})
     if origin is tuple and arguments[-1] is Ellipsis:
         return st.lists(values_of(arguments[0]), max_size=2).map(tuple)
     if origin is tuple:
@@ -319,5 +318,5 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
 
 
 def test_every_noun_has_a_schema_of_its_own() -> None:
-    assert set(SCHEMA_VERSIONS) == {Architecture, Operation, Target, LatencyTable, Engine, Timing, Accuracy, Report}
+    assert set(SCHEMA_VERSIONS) == {Architecture, Operation, Target, LatencyTable, Engine, Timing, Accuracy, Evaluation, Report}
     assert len({name for name, _ in SCHEMA_VERSIONS.values()}) == len(SCHEMA_VERSIONS)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from segnas.arch import Architecture, Node
-from segnas.benching import evaluate_engine
 from segnas.data import Dataset, open_dataset
 from segnas.errors import IncompatibleError, InputError, RequirementError
+from segnas.evaluating import evaluate_engine
 from segnas.export.manifest import read_engine
 from segnas.files import sha256_of
 from segnas.kinds import kind
