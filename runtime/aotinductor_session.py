@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from segnas.runtime.package import Package, load, read_package
 from segnas.runtime.processor import available_cores, device_name
 from segnas.runtime.requirements import chosen_options, defaults, require_fields, require_here
 from segnas.runtime.session import Session, require_image
+from segnas.runtime.targets import target_on_device, target_on_processor
 from segnas.runtime.torch_session import cuda_device
 from segnas.target import Target
 
@@ -96,21 +98,9 @@ def aotinductor_target(height: int, width: int, threads: int = 1, *, output_cont
 
     InputError for more threads than there are cores to run on, RequirementError without a compiler.
     """
-    cores = available_cores()
-    if not 1 <= threads <= cores:
-        raise InputError(f"{threads} threads were asked for; 1 to {cores} are allowed here (more threads than cores run slower)")
     options = {"compiler": str(require_compiler()), "device": "cpu", **_facts(threads)}
-    return Target(
-        device_name(),
-        "aotinductor",
-        str(torch.__version__),
-        "fp32",
-        height,
-        width,
-        batch=batch,
-        threads=threads,
-        output_contract=output_contract,
-        options=tuple(sorted(options.items())),
+    return target_on_processor(
+        "aotinductor", str(torch.__version__), height, width, threads=threads, output_contract=output_contract, batch=batch, options=options
     )
 
 
@@ -126,21 +116,21 @@ def aotinductor_cuda_target(
 ) -> Target:
     """The target that this machine's CUDA device is by AOTInductor; RequirementError where there is no device or no compiler."""
     device = device or cuda_device()
-    return Target(
+    return target_on_device(
         device.name,
         "aotinductor",
         device.version,
-        precision,
         height,
         width,
-        batch=batch,
+        precision=precision,
         output_contract=output_contract,
+        batch=batch,
         scope=scope,
-        options=tuple(sorted({**defaults(CUDA_OPTIONS), "compiler": str(require_compiler()), **dict(device.libraries)}.items())),
+        options={**defaults(CUDA_OPTIONS), "compiler": str(require_compiler()), **dict(device.libraries)},
     )
 
 
-def open_aotinductor(content: bytes, target: Target, sha256: str | None) -> Session:
+def open_aotinductor(content: bytes, target: Target, sha256: str | None, path: Path | None = None) -> Session:
     """A package of `segnas export`, ready; it is native code, and `sha256` is what vouches for it.
 
     InputError for a file that is no package or not one of this target, IncompatibleError for one of another machine, device or version,

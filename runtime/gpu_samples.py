@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from itertools import pairwise
 
-from segnas.runtime.cuda_device import CLOCK_TOLERANCE, Clocks, GpuClock, middle_clocks, steady_at
+from segnas.runtime.nvml import CLOCK_TOLERANCE, Clocks, GpuClock, middle_clocks, steady_at
 from segnas.timing import percentile
 
 SAMPLE_MS = 2.0  # the least that one sample of scope "gpu" lasts; replays are added until it does

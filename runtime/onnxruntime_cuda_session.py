@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CUDA device: the provider that was asked for, proven, or an error; never a silent fall to the CPU.
+"""ONNX Runtime on a CUDA device, by its CUDA or its TensorRT provider: the one asked for, proven, or an error; never a silent fall to the CPU.
 
 Each engine is first opened under the profiler, run, and held to its nodes' providers (`placement`); then opened again without it, by default with
 ONNX Runtime's own CUDA graph, whose answers are compared with those of the profiled session. Image and answer are bound on the device, at addresses
@@ -11,23 +11,23 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from segnas.errors import InputError, RequirementError, VerificationError
-from segnas.runtime.cuda_device import Clocks, nvml_clocks
 from segnas.runtime.gpu_samples import GpuSamples
-from segnas.runtime.onnxruntime_cuda_target import CudaFacts, cuda_facts, options_here, require_provider
-from segnas.runtime.onnxruntime_session import require_target, session_options, specification_of, translated
+from segnas.runtime.nvml import Clocks, nvml_clocks
+from segnas.runtime.onnxruntime_cuda_target import CUDA, CudaFacts, Provider, cuda_facts, options_here, require_provider
+from segnas.runtime.onnxruntime_session import session_options, specification_of, translated
 from segnas.runtime.placement import Placement, require_placement
-from segnas.runtime.session import require_image
-from segnas.target import CUDA_PROVIDER, Target
+from segnas.runtime.session import agreement, noise, require_image, require_target
+from segnas.target import Target
 
 LEAST_AGREEMENT = 0.999  # share of values that the timed session and the profiled one must have in common
-_TOLERANCE = 1e-3  # of the largest logit: the two sessions may choose other kernels
+_TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 1e-2}  # of the largest logit: the two sessions may choose other kernels
 _CAPTURE_RUNS = 3  # ONNX Runtime captures within the first runs
 
 
@@ -38,26 +38,27 @@ class OnnxRuntimeCudaSession:
     onnxruntime: the tests give a simulated one.
     """
 
-    def __init__(self, content: bytes, target: Target, *, runtime: Any = ort, facts: CudaFacts | None = None) -> None:
-        require_provider(runtime)
+    def __init__(self, content: bytes, target: Target, *, provider: Provider = CUDA, runtime: Any = ort, facts: CudaFacts | None = None) -> None:
+        require_provider(runtime, provider)
         device = facts or cuda_facts()
-        chosen = options_here(target, device, runtime)
+        chosen = options_here(target, device, runtime, provider)
         if not content:
             raise InputError("the engine is empty (0 bytes); run `segnas export` again")
         self.target = target
-        self.placement, noise, expected = _profiled(content, target, chosen, runtime)
-        session = _opened(content, target, chosen, runtime)
+        way = _Way(target, provider, chosen, runtime)
+        self.placement, image, expected = _profiled(content, way)
+        session = _opened(content, way)
         self.specification = specification_of(session)
         require_target(self.specification, target)
         self._session: Any = session
         self._bind(runtime)
-        self._verify(noise, expected, chosen["graph"])
+        self._verify(image, expected, chosen["graph"])
         self._holds_noise = False
-        self._noise = np.random.default_rng(0).standard_normal(self.specification.input.shape, dtype=np.float32)
+        self._noise = noise(self.specification.input, 0)
         self._samples = GpuSamples(_HostClock(nvml_clocks(device.uuid)), target.scope, replay=self._replay, query=self._query, host_waits=True)
 
-    def run(self, image: NDArray[np.float32]) -> NDArray[Any]:
-        """Labels or logits of a normalised image (N, C, H, W) float32."""
+    def run(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Labels or logits of an image as the target's input contract has it."""
         self._open()
         require_image(image, self.specification.input)
         self._holds_noise = False
@@ -102,7 +103,7 @@ class OnnxRuntimeCudaSession:
         """Image and answer on the device, at addresses that stay."""
         reads, gives = self.specification.input, self.specification.output
         with translated("the GPU's memory cannot be had"):
-            self._image: Any = runtime.OrtValue.ortvalue_from_numpy(np.zeros(reads.shape, np.float32), "cuda", 0)
+            self._image: Any = runtime.OrtValue.ortvalue_from_numpy(np.zeros(reads.shape, reads.dtype), "cuda", 0)
             self._output: Any = runtime.OrtValue.ortvalue_from_shape_and_type(list(gives.shape), np.dtype(gives.dtype).type, "cuda", 0)
             self._binding: Any = self._session.io_binding()
             self._binding.bind_ortvalue_input(reads.name, self._image)
@@ -117,20 +118,20 @@ class OnnxRuntimeCudaSession:
     def _query(self) -> None:
         self._answer(self._noise)
 
-    def _answer(self, image: NDArray[np.float32]) -> NDArray[Any]:
+    def _answer(self, image: NDArray[Any]) -> NDArray[Any]:
         with translated("the engine failed while running"):
             self._image.update_inplace(np.ascontiguousarray(image))
             self._replay(1)
             return cast(NDArray[Any], self._output.numpy())
 
-    def _verify(self, noise: NDArray[np.float32], expected: NDArray[Any], graph: str) -> None:
+    def _verify(self, image: NDArray[Any], expected: NDArray[Any], graph: str) -> None:
         """Run until ONNX Runtime has captured its graph, on another image; then the answer must be the profiled session's."""
         for _ in range(_CAPTURE_RUNS):
-            self._answer(np.zeros_like(noise))
-        agreement = _agreement(self._answer(noise), expected)
-        if agreement < LEAST_AGREEMENT:
+            self._answer(np.zeros_like(image))
+        agreed = agreement(self._answer(image), expected, _TOLERANCES[self.target.precision])
+        if agreed < LEAST_AGREEMENT:
             raise VerificationError(
-                f"the timed session (CUDA graph {graph}) agrees with the profiled one in {agreement:.2%} of the values; at least "
+                f"the timed session (CUDA graph {graph}) agrees with the profiled one in {agreed:.2%} of the values; at least "
                 f"{LEAST_AGREEMENT:.1%} are needed: it would give wrong answers"
             )
 
@@ -157,65 +158,62 @@ class _HostClock:
         return self._clocks()
 
 
-def open_onnxruntime_cuda(content: bytes, target: Target, sha256: str | None = None) -> OnnxRuntimeCudaSession:
+def open_onnxruntime_cuda(content: bytes, target: Target, sha256: str | None = None, path: Path | None = None) -> OnnxRuntimeCudaSession:
     """An ONNX engine on the CUDA device here. Errors are those of `open_session`, and VerificationError where a node that computes features runs
     on the CPU, or the captured graph answers wrongly.
     """
     return OnnxRuntimeCudaSession(content, target)
 
 
-def _provider_options(chosen: Mapping[str, str], *, graph: bool) -> dict[str, str]:
-    return {
-        "cudnn_conv_algo_search": chosen["search"].upper(),
-        "device_id": "0",
-        "enable_cuda_graph": "1" if graph else "0",
-        "use_tf32": "1" if chosen["tf32"] == "on" else "0",
-    }
+class _Way(NamedTuple):
+    """How an engine is opened: by which provider, with which options, of which onnxruntime."""
+
+    target: Target
+    provider: Provider
+    chosen: Mapping[str, str]
+    runtime: Any
 
 
-def _opened(content: bytes, target: Target, chosen: Mapping[str, str], runtime: Any, trace: Path | None = None) -> Any:
-    """A session on the CUDA provider with these options in force; under the profiler, and without a CUDA graph, where `trace` says so."""
-    options = session_options(target.threads, chosen["optimisation"])
+def _opened(content: bytes, way: _Way, trace: Path | None = None) -> Any:
+    """A session on the provider with these options in force; under the profiler, and without a CUDA graph, where `trace` says so."""
+    name, runtime = way.provider.name, way.runtime
+    options = session_options(way.target.threads, way.chosen["optimisation"])
     if trace is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(trace)
-    asked = _provider_options(chosen, graph=trace is None and chosen["graph"] == "on")
+    asked = way.provider.asked(way.chosen, way.target.precision, trace is None and way.chosen["graph"] == "on")
     with translated("onnxruntime cannot open this engine on the CUDA device"):
-        session = runtime.InferenceSession(content, options, providers=[(CUDA_PROVIDER, asked)], enable_fallback=0)
+        session = runtime.InferenceSession(content, options, providers=[(name, asked)], enable_fallback=0)
     providers = session.get_providers()
-    if not providers or providers[0] != CUDA_PROVIDER:
+    if not providers or providers[0] != name:
         raise RequirementError(
-            f"provider {CUDA_PROVIDER!r} was asked for, and onnxruntime fell back to {', '.join(providers) or 'nothing'}: its CUDA libraries cannot "
-            "be loaded (CUDA and cuDNN of the versions that onnxruntime-gpu was built for are needed): see `segnas doctor`"
+            f"provider {name!r} was asked for, and onnxruntime fell back to {', '.join(providers) or 'nothing'}: its libraries cannot be loaded "
+            f"({way.provider.needs} are needed): see `segnas doctor`"
         )
-    held = session.get_provider_options().get(CUDA_PROVIDER, {})
-    refused = [f"{name}={held[name]}" for name, value in asked.items() if name in held and str(held[name]).upper() != value.upper()]
+    held = session.get_provider_options().get(name, {})
+    refused = [f"{option}={held[option]}" for option, value in asked.items() if option in held and _plain(held[option]) != _plain(value)]
     if refused:
         raise RequirementError(f"onnxruntime {runtime.__version__} opened the engine with {', '.join(refused)} instead of what was asked for")
     return session
 
 
-def _profiled(content: bytes, target: Target, chosen: Mapping[str, str], runtime: Any) -> tuple[Placement, NDArray[np.float32], NDArray[Any]]:
+def _plain(value: object) -> str:
+    """An option's value as both sides may spell it: the TensorRT provider takes True and tells 1."""
+    text = str(value).upper()
+    return {"TRUE": "1", "FALSE": "0"}.get(text, text)
+
+
+def _profiled(content: bytes, way: _Way) -> tuple[Placement, NDArray[Any], NDArray[Any]]:
     """Where the nodes of that engine run, a random image, and what it answers to it, by a session of its own under the profiler."""
     with tempfile.TemporaryDirectory(prefix="segnas-placement-") as folder:
-        session = _opened(content, target, chosen, runtime, Path(folder) / "trace")
+        session = _opened(content, way, Path(folder) / "trace")
         reads = specification_of(session).input
-        noise = np.random.default_rng(1).standard_normal(reads.shape, dtype=np.float32)
+        image = noise(reads, 1)
         with translated("the engine failed while running"):
-            answer = session.run(None, {reads.name: noise})[0]
+            answer = session.run(None, {reads.name: image})[0]
         path = Path(session.end_profiling())
         try:
             trace = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RequirementError(f"onnxruntime's profile cannot be read ({error}); is there room on the disk?") from None
-    return require_placement(trace, CUDA_PROVIDER), noise, answer
-
-
-def _agreement(answer: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Share of values that are equal: labels exactly, logits to a share of the largest."""
-    if answer.shape != expected.shape or answer.dtype != expected.dtype:
-        return 0.0
-    if answer.dtype == np.uint8:
-        return float((answer == expected).mean())
-    largest = float(np.abs(np.nan_to_num(expected)).max())
-    return float(np.isclose(answer, expected, rtol=0.0, atol=_TOLERANCE * largest, equal_nan=True).mean())
+    return require_placement(trace, way.provider.name), image, answer

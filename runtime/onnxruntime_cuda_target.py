@@ -1,24 +1,59 @@
-"""The target that a CUDA device is by ONNX Runtime: what it depends on, and what of it must be the same here."""
+"""The target that a CUDA device is by a provider of ONNX Runtime: what it depends on, and what of it must be the same here."""
 
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import onnxruntime as ort
 
 from segnas.errors import RequirementError
-from segnas.runtime.requirements import chosen_options, defaults, require_fields, require_here
+from segnas.runtime.requirements import Choices, chosen_options, defaults, require_fields, require_here
+from segnas.runtime.targets import target_on_device
 from segnas.target import CUDA_PROVIDER, Target
 
-OPTIONS = {
-    "graph": ("on", "off"),
-    "optimisation": ("all", "extended", "basic", "none"),
-    "provider": (CUDA_PROVIDER,),
-    "search": ("exhaustive", "heuristic", "default"),
-    "tf32": ("off", "on"),
-}
-_FIELDS = {"runtime": ("onnxruntime",), "precision": ("fp32",), "input_contract": ("normalised",), "scope": ("gpu", "end_to_end")}
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One way of ONNX Runtime onto a CUDA device.
+
+    `name` is ONNX Runtime's, `backend` ours; `options` are the target's, the first of each the default; `asked(options, precision, graph)` says them
+    as the provider takes them; `needs` what must be installed for it.
+    """
+
+    name: str
+    backend: str
+    options: Choices
+    asked: Callable[[Mapping[str, str], str, bool], dict[str, str]]
+    needs: str
+
+
+def _asked_of_cuda(chosen: Mapping[str, str], precision: str, graph: bool) -> dict[str, str]:
+    return {
+        "cudnn_conv_algo_search": chosen["search"].upper(),
+        "device_id": "0",
+        "enable_cuda_graph": "1" if graph else "0",
+        "use_tf32": "1" if chosen["tf32"] == "on" else "0",
+    }
+
+
+CUDA = Provider(
+    CUDA_PROVIDER,
+    "onnxruntime-cuda",
+    {
+        "graph": ("on", "off"),
+        "optimisation": ("all", "extended", "basic", "none"),
+        "provider": (CUDA_PROVIDER,),
+        "search": ("exhaustive", "heuristic", "default"),
+        "tf32": ("off", "on"),
+    },
+    _asked_of_cuda,
+    "CUDA and cuDNN of the versions that onnxruntime-gpu was built for",
+)
 
 
 class CudaFacts(NamedTuple):
@@ -36,26 +71,28 @@ def onnxruntime_cuda_target(
     output_contract: str = "labels",
     batch: int = 1,
     scope: str = "gpu",
+    input_contract: str = "normalised",
+    provider: Provider = CUDA,
     runtime: Any = ort,
     facts: CudaFacts | None = None,
 ) -> Target:
     """The target that this machine's CUDA device is, with ONNX Runtime as installed; RequirementError where device or provider is missing."""
-    require_provider(runtime)
+    require_provider(runtime, provider)
     device = facts or cuda_facts()
-    options = defaults(OPTIONS) | _libraries(runtime)
-    target = Target(
+    target = target_on_device(
         device.name,
         "onnxruntime",
         runtime.__version__,
-        precision,
         height,
         width,
-        batch=batch,
+        precision=precision,
+        input_contract=input_contract,
         output_contract=output_contract,
+        batch=batch,
         scope=scope,
-        options=tuple(sorted(options.items())),
+        options=defaults(provider.options) | libraries_of(runtime),
     )
-    options_here(target, device, runtime)
+    options_here(target, device, runtime, provider)
     return target
 
 
@@ -73,28 +110,28 @@ def cuda_facts() -> CudaFacts:
     return CudaFacts(name, uuid)
 
 
-def _libraries(runtime: Any) -> dict[str, str]:
+def libraries_of(runtime: Any) -> dict[str, str]:
     """Versions of what computes beneath ONNX Runtime, as far as its build says them."""
     cuda = getattr(runtime, "cuda_version", "")
     return {"cuda": str(cuda)} if cuda else {}
 
 
-def require_provider(runtime: Any) -> None:
-    """RequirementError, with the package that has it, where this build of ONNX Runtime has no CUDA provider."""
+def require_provider(runtime: Any, provider: Provider = CUDA) -> None:
+    """RequirementError, with the package that has it, where this build of ONNX Runtime has no such provider."""
     available = runtime.get_available_providers()
-    if CUDA_PROVIDER not in available:
+    if provider.name not in available:
         raise RequirementError(
-            f"provider {CUDA_PROVIDER!r} was asked for; this build of onnxruntime {runtime.__version__} has {', '.join(available)}: `pip install "
+            f"provider {provider.name!r} was asked for; this build of onnxruntime {runtime.__version__} has {', '.join(available)}: `pip install "
             "segnas[cuda]` (package onnxruntime-gpu) in an environment of its own, without the package onnxruntime"
         )
 
 
-def options_here(target: Target, device: CudaFacts, runtime: Any) -> dict[str, str]:
+def options_here(target: Target, device: CudaFacts, runtime: Any, provider: Provider = CUDA) -> dict[str, str]:
     """The target's options over the defaults, once it is certain that a session here can be that target.
 
     InputError for a field or option that it does not serve, IncompatibleError for another device or version.
     """
-    require_fields(target, "onnxruntime-cuda", _FIELDS)
-    libraries = _libraries(runtime)
+    require_fields(target, provider.backend, {"runtime": ("onnxruntime",), "precision": PRECISIONS, "scope": ("gpu", "end_to_end")})
+    libraries = libraries_of(runtime)
     require_here(target, device.name, runtime.__version__, libraries)
-    return chosen_options(target, "onnxruntime-cuda", OPTIONS, libraries)
+    return chosen_options(target, provider.backend, provider.options, libraries)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from segnas.errors import InputError, RequirementError
 from segnas.report import Port
-from segnas.runtime.processor import available_cores, device_name
-from segnas.runtime.session import Specification, require_image
+from segnas.runtime.session import Specification, noise, require_image, require_target
+from segnas.runtime.targets import target_on_processor
 from segnas.target import Target
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -44,8 +44,8 @@ class OnnxRuntimeSession:
         require_target(self.specification, target)
         self._binding: ort.IOBinding | None = None
 
-    def run(self, image: NDArray[np.float32]) -> NDArray[Any]:
-        """Labels or logits of a normalised image (N, C, H, W) float32."""
+    def run(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Labels or logits of an image as the target's input contract has it."""
         session = self._open()
         require_image(image, self.specification.input)
         with translated("the engine failed while running"):
@@ -76,37 +76,41 @@ class OnnxRuntimeSession:
 
     def _bound(self, session: ort.InferenceSession) -> ort.IOBinding:
         reads, gives = self.specification.input, self.specification.output
-        image = np.random.default_rng(0).standard_normal(reads.shape, dtype=np.float32)
         binding = session.io_binding()
-        binding.bind_ortvalue_input(reads.name, ort.OrtValue.ortvalue_from_numpy(image))
+        binding.bind_ortvalue_input(reads.name, ort.OrtValue.ortvalue_from_numpy(noise(reads, 0)))
         binding.bind_ortvalue_output(gives.name, ort.OrtValue.ortvalue_from_shape_and_type(list(gives.shape), np.dtype(gives.dtype).type))
         return binding
 
 
-def open_onnxruntime(content: bytes, target: Target, sha256: str | None = None) -> OnnxRuntimeSession:
+def open_onnxruntime(content: bytes, target: Target, sha256: str | None = None, path: Path | None = None) -> OnnxRuntimeSession:
     """An ONNX engine on the CPU; ONNX Runtime reads it as data, and needs no sha256. Errors are those of `open_session`."""
     return OnnxRuntimeSession(content, target)
 
 
 def cpu_target(
-    height: int, width: int, threads: int = 1, *, output_contract: str = "labels", batch: int = 1, spinning: bool = False, optimisation: str = "all"
+    height: int,
+    width: int,
+    threads: int = 1,
+    *,
+    precision: str = "fp32",
+    input_contract: str = "normalised",
+    output_contract: str = "labels",
+    batch: int = 1,
+    spinning: bool = False,
+    optimisation: str = "all",
 ) -> Target:
     """The target that this machine's CPU is, with ONNX Runtime as installed; InputError for more threads than there are cores to run on."""
-    cores = available_cores()
-    if not 1 <= threads <= cores:
-        raise InputError(f"{threads} threads were asked for; 1 to {cores} are allowed here (more threads than cores run up to 1.85x slower)")
-    options = {"optimisation": optimisation, "provider": CPU_PROVIDER, "spinning": "on" if spinning else "off"}
-    return Target(
-        device_name(),
+    return target_on_processor(
         "onnxruntime",
         ort.__version__,
-        "fp32",
         height,
         width,
-        batch=batch,
         threads=threads,
+        precision=precision,
+        input_contract=input_contract,
         output_contract=output_contract,
-        options=tuple(sorted(options.items())),
+        batch=batch,
+        options={"optimisation": optimisation, "provider": CPU_PROVIDER, "spinning": "on" if spinning else "off"},
     )
 
 
@@ -196,14 +200,3 @@ def specification_of(session: ort.InferenceSession) -> Specification:
             raise InputError(f"the engine's {port.name!r} has type {port.type}; allowed: {', '.join(_DTYPES)}")
         ports.append(Port(port.name, _DTYPES[port.type], tuple(port.shape)))
     return Specification(ports[0], ports[1])
-
-
-def require_target(specification: Specification, target: Target) -> None:
-    """InputError for an engine of another size, batch or output contract than the target's."""
-    reads, gives = specification.input, specification.output
-    if len(reads.shape) != 4 or (reads.shape[0], *reads.shape[2:]) != (target.batch, target.height, target.width):
-        raise InputError(
-            f"the engine reads {reads}; the target is batch {target.batch}, {target.height}x{target.width}: export for it, or give its --size"
-        )
-    if len(gives.shape) != (3 if target.output_contract == "labels" else 4):
-        raise InputError(f"the engine gives {gives}; the target's output is {target.output_contract!r}: export with that output")

@@ -22,7 +22,7 @@ import torch
 from segnas.compiler import processor_digest
 from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.report import Port
-from segnas.runtime.session import Specification
+from segnas.runtime.session import Specification, require_target
 from segnas.target import Target
 
 _MEMBERS = re.compile(
@@ -114,11 +114,8 @@ def _port(told: Mapping[str, str], name: str) -> Port:
 
 
 def _require_target(specification: Specification, target: Target) -> None:
-    reads, gives = specification.input, specification.output
-    if len(reads.shape) != 4 or (reads.shape[0], *reads.shape[2:]) != (target.batch, target.height, target.width):
-        raise InputError(
-            f"the engine reads {reads}; the target is batch {target.batch}, {target.height}x{target.width}: export for it, or give its --size"
-        )
+    require_target(specification, target)
+    gives = specification.output
     kind = "uint8" if target.output_contract == "labels" else {"fp32": "float32", "fp16": "float16"}[target.precision]
     if (gives.name, gives.dtype) != (target.output_contract, kind):
         raise InputError(f"the engine gives {gives}; the target's output is {target.output_contract!r} as {kind}: export with that output")

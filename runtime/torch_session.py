@@ -18,6 +18,7 @@ from segnas.runtime.cuda_device import CudaDevice, DeviceLayer, arithmetic, memo
 from segnas.runtime.cuda_graph_session import CudaGraphSession
 from segnas.runtime.gpu_samples import UnsteadyWarning
 from segnas.runtime.requirements import chosen_options, defaults, require_fields, require_here
+from segnas.runtime.targets import target_on_device
 from segnas.target import Target
 
 __all__ = ["UnsteadyWarning", "folded", "open_torch", "torch_target"]
@@ -40,17 +41,17 @@ def torch_target(
 ) -> Target:
     """The target that this machine's CUDA device is, with torch as installed; RequirementError where there is none."""
     device = device or cuda_device()
-    target = Target(
+    target = target_on_device(
         device.name,
         "torch",
         device.version,
-        precision,
         height,
         width,
-        batch=batch,
+        precision=precision,
         output_contract=output_contract,
+        batch=batch,
         scope=scope,
-        options=tuple(sorted({**defaults(OPTIONS), **dict(device.libraries)}.items())),
+        options={**defaults(OPTIONS), **dict(device.libraries)},
     )
     _chosen_options(target, device)
     return target

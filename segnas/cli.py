@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from segnas import __version__
-from segnas.cli_bench import bench
+from segnas.cli_bench import bench, report
 from segnas.cli_compare import compare, correlate, reference
 from segnas.cli_data import data
 from segnas.cli_eval import evaluate, predict
@@ -102,8 +102,8 @@ def run(
         found = [json.loads((each / "report.json").read_text(encoding="utf-8")) for each in folders]
         click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=1))
         return
-    for report, each in zip(reports, folders, strict=True):
-        click.echo(f"{text_summary(report)}\n\nreport: {each / 'report.html'}")
+    for made, each in zip(reports, folders, strict=True):
+        click.echo(f"{text_summary(made)}\n\nreport: {each / 'report.html'}")
 
 
 def _with_unit(numbers: str | None, unit: str) -> str | None:
@@ -384,5 +384,5 @@ def show(file: Path, picture: Path | None, classes: int | None, as_json: bool) -
     emit(found.values, as_json, found.lines)
 
 
-for command in (export, bench, evaluate, predict, tables, data, sample, reference, compare, correlate):
+for command in (export, bench, report, evaluate, predict, tables, data, sample, reference, compare, correlate):
     segnas.add_command(command)

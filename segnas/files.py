@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from segnas.arch import Architecture, Operation
+from segnas.benchmark import Benchmark, SideBySide
 from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.latency import LatencyTable
 from segnas.report import Accuracy, Engine, Evaluation, Report, Timing
@@ -28,10 +29,12 @@ SCHEMA_VERSIONS: dict[type, tuple[str, int]] = {
     Target: ("segnas.target", 1),
     LatencyTable: ("segnas.latency_table", 1),
     Engine: ("segnas.engine", 2),
-    Timing: ("segnas.timing", 1),
+    Timing: ("segnas.timing", 2),
     Accuracy: ("segnas.accuracy", 1),
     Evaluation: ("segnas.evaluation", 1),
-    Report: ("segnas.report", 2),
+    Report: ("segnas.report", 3),
+    Benchmark: ("segnas.benchmark", 1),
+    SideBySide: ("segnas.benchmarks", 1),
 }
 
 

@@ -40,7 +40,7 @@ def page(
     network = architecture_picture(report.architecture, target.height, target.width, prices, wrap_inches=NETWORK_INCHES)
     drawn = [("" if i else "search", inline_svg(svg, f"search-{i}", description)) for i, (description, svg) in enumerate(search)]
     curves = drawn + [(title, _curves(group, title)) for title, group in _grouped(report.curves) if not (drawn and title == "search")]
-    return _template().render(
+    return template("report.html.j2").render(
         report=report,
         budget=budget,
         timing=report.timing,
@@ -200,8 +200,9 @@ def _data_uri(png: bytes) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of a page, which escapes all that it is given, with the filters of this module."""
     environment = Environment(loader=PackageLoader("segnas"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     own: tuple[Callable[..., Any], ...] = (percent, agreement, points, decimal, binary_bytes, duration)
     environment.filters.update({function.__name__: function for function in own})
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

@@ -120,7 +120,11 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Latency of one engine, in ms; percentiles by trtexec's rule. `conditions` are sorted pairs of text: load, steal, spinning, affinity."""
+    """Latency of one engine, in ms; percentiles by trtexec's rule. `conditions` are sorted pairs of text: load, steal, spinning, affinity.
+
+    `normalised_median_ms` is the median at the speed that the machine has where a sentinel, timed in between, takes its reference time; both are
+    among the conditions. None where no sentinel was timed.
+    """
 
     scope: str
     runs: int
@@ -137,6 +141,7 @@ class Timing:
     throughput_qps: float
     warnings: tuple[str, ...] = ()
     conditions: tuple[tuple[str, str], ...] = ()
+    normalised_median_ms: float | None = None
 
     @property
     def fps(self) -> float:

@@ -30,11 +30,12 @@ class Cloud:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One scatter plot."""
+    """One scatter plot; `front` are points that a line joins in steps, where there is one."""
 
     title: str
     x_label: str
     clouds: tuple[Cloud, ...]
+    front: tuple[tuple[float, float], ...] = ()
 
 
 @rc_context(STYLE)
@@ -64,6 +65,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.plot(cloud.x, cloud.y, marker, markersize=4.5, markeredgecolor=edge, markerfacecolor=face)
         for name, x, y in zip(cloud.names, cloud.x, cloud.y, strict=False):
             axes.annotate(name.replace("$", r"\$"), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7, color=MUTED)
+    if panel.front:
+        axes.step([x for x, _ in panel.front], [y for _, y in panel.front], where="post", color=ACCENT, linewidth=1.0, zorder=1)
     axes.set_title(panel.title.replace("$", r"\$"), color=INK)
     axes.set_xlabel(panel.x_label)
     axes.margins(0.08)

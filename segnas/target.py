@@ -13,6 +13,7 @@ GPU_BACKENDS = ("torch", "aotinductor-cuda", "onnxruntime-cuda")
 """What can be profiled and opened, named as `Target.backend` is: on the CPU, and on a CUDA device."""
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 SCOPES = ("end_to_end", "gpu", "pipeline")
 
 
@@ -55,10 +56,13 @@ class Target:
 
     @property
     def backend(self) -> str:
-        """What the command line calls the runtime: `runtime`, with `-cuda` where ONNX Runtime or AOTInductor run on a CUDA device."""
+        """What the command line calls the runtime: `runtime`, with `-cuda` where ONNX Runtime or AOTInductor run on a CUDA device, and `-tensorrt`
+        where ONNX Runtime does so by its TensorRT provider.
+        """
         options = dict(self.options)
-        on_cuda = options.get("provider") == CUDA_PROVIDER if self.runtime == "onnxruntime" else options.get("device") == "cuda"
-        return f"{self.runtime}-cuda" if on_cuda else self.runtime
+        if self.runtime == "onnxruntime":
+            return self.runtime + {CUDA_PROVIDER: "-cuda", TENSORRT_PROVIDER: "-tensorrt"}.get(options.get("provider", ""), "")
+        return f"{self.runtime}-cuda" if options.get("device") == "cuda" else self.runtime
 
     def differences(self, other: "Target") -> tuple[tuple[str, object, object], ...]:
         """The fields in which two targets differ: (field, here, there)."""

@@ -1,5 +1,6 @@
 """Bad input: each ends in one message that says what was given and what to do, the documented exit code, no traceback, and nothing half-written."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -238,6 +239,7 @@ def test_a_dataset_or_a_split_that_does_not_exist(made: Path, tmp_path: Path, ca
         "train": ["train", "--arch", made / "arch.json", *data, "--out", tmp_path / "w.safetensors"],
         "export": ["export", "--arch", made / "arch.json", "--weights", made / "weights.safetensors", "--size", "64x128", *data, *out],
         "bench": ["bench", engine, *data],
+        "eval": ["eval", engine, *data],
         "compare": ["compare", "--given", "fast-scnn", *data, *out],
         "correlate": ["correlate", "cas-tiny", "--run", made / "run", *data, *out],
         "run": run_words(made, tmp_path),
@@ -468,7 +470,7 @@ def test_a_damaged_image_at_evaluation(made: Path, tmp_path: Path, call: Call) -
 
 
 def test_data_is_looked_at_before_an_engine_is_timed(made: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segnas.benching.bench_engine", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr("segnas.benching.bench_run", lambda *_, **__: pytest.fail("timed"))
     assert call("bench", made / "engine" / "model.onnx", "--data-root", "/nowhere").code == INPUT
 
 
@@ -552,6 +554,86 @@ def test_engines_that_are_not_what_was_written(made: Path, tmp_path: Path, call:
     ended = call("bench", made / "engine" / "model.onnx", "--seconds", "0", "--data", "camvid", "--data-root", made / "camvid")
     assert "model.onnx has classes road, " in ended.message
     assert ended.code == INCOMPATIBLE
+
+
+def retold(made: Path, to: Path, **changes: object) -> Path:
+    """A copy of the engine whose manifest says something else, of its target where it has no such field itself."""
+    folder = copytree(made / "engine", to)
+    manifest = folder / "model.onnx.json"
+    content = read_json(manifest)
+    for name, value in changes.items():
+        (content if name in content else content["target"])[name] = value
+    manifest.write_text(json.dumps(content))
+    return folder / "model.onnx"
+
+
+def test_engines_of_another_machine_are_not_timed(made: Path, tmp_path: Path, call: Call) -> None:
+    other = retold(made, tmp_path / "other", device="a toaster", threads=64)
+    ended = call("bench", other, "--seconds", 0, "--out", tmp_path / "out")
+    assert "was made for another machine (device: the engine has 'a toaster', here is " in ended.message
+    assert "threads: the engine has '64'" in ended.message
+    assert "--allow-mismatch device --allow-mismatch threads" in ended.message
+    assert (ended.code, (tmp_path / "out" / "bench.json").exists()) == (INCOMPATIBLE, False)
+    ended = call("bench", other, "--seconds", 0, "--compare", made / "engine" / "model.onnx")
+    assert ended.code == INCOMPATIBLE
+    ended = call("bench", other, "--seconds", 0, "--allow-mismatch", "colour")
+    assert "--allow-mismatch colour was given; fields of this engine that depend on the machine are device, runtime_version, threads" in ended.message
+    assert ended.code == USAGE
+
+
+def test_engines_whose_runtime_is_not_here(made: Path, tmp_path: Path, call: Call) -> None:
+    cuda = retold(made, tmp_path / "cuda", options=[["provider", "CUDAExecutionProvider"]], scope="gpu")
+    ended = call("bench", cuda, "--seconds", 0)
+    assert "provider 'CUDAExecutionProvider' was asked for; this build of onnxruntime" in ended.message
+    assert ended.code == REQUIREMENT
+    ended = call("bench", made / "engine" / "model.onnx", "--seconds", 0, "--runtime", "onnxruntime-tensorrt")
+    assert "provider 'TensorrtExecutionProvider' was asked for; this build of onnxruntime" in ended.message
+    assert ended.code == REQUIREMENT
+    native = retold(made, tmp_path / "native", runtime="tensorrt", options=[], scope="gpu")
+    ended = call("bench", native, "--seconds", 0)
+    assert "needs the Python package tensorrt" in ended.message
+    assert ended.code == REQUIREMENT
+    ended = call("bench", native, "--seconds", 0, "--runtime", "tensorrt-rtx")
+    assert "runtime 'tensorrt-rtx' was asked for" in ended.message
+    assert ended.code == INCOMPATIBLE
+
+
+@pytest.mark.parametrize("content", [b"", b"no engine at all"])
+def test_engines_that_hold_nothing(made: Path, tmp_path: Path, call: Call, content: bytes) -> None:
+    """Their manifest is in order: it describes these very bytes."""
+    path = retold(made, tmp_path / "engine", sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    path.write_bytes(content)
+    ended = call("bench", path, "--seconds", 0)
+    assert ("the engine is empty (0 bytes)" if not content else "onnxruntime cannot open this engine") in ended.message
+    assert ended.code == INPUT
+
+
+def test_wishes_that_bench_does_not_grant(made: Path, tmp_path: Path, call: Call) -> None:
+    engine = made / "engine" / "model.onnx"
+    ended = call("bench", engine, "--seconds", 0, "--scope", "gpu")
+    assert ended.message == "scope 'gpu' was asked for; 'onnxruntime' is timed end_to_end, pipeline"
+    assert ended.code == INPUT
+    ended = call("bench", engine, "--seconds", 0, "--compare", tmp_path / "none.onnx")
+    assert "none.onnx does not exist" in ended.message
+    assert ended.code == INPUT
+    (tmp_path / "file").write_text("")
+    for option in ("--out", "--trtexec-json"):
+        ended = call("bench", engine, "--seconds", 0, option, tmp_path / "file" / "out")
+        assert "could not be written: " in ended.message
+        assert ended.code == REQUIREMENT
+
+
+def test_runs_that_cannot_be_laid_side_by_side(made: Path, tmp_path: Path, call: Call) -> None:
+    ended = call("report", made / "streets", "--out", tmp_path / "side")
+    assert "holds no bench.json and no report.json; make one with `segnas bench ENGINE --out" in ended.message
+    assert ended.code == INPUT
+    ended = call("report", made / "arch.json", "--out", tmp_path / "side")
+    assert "has schema 'segnas.architecture'; a bench.json" in ended.message
+    assert ended.code == INPUT
+    (tmp_path / "bench.json").write_text("{")
+    ended = call("report", tmp_path, "--out", tmp_path / "side")
+    assert "bench.json is no complete JSON file" in ended.message
+    assert (ended.code, tree(tmp_path)) == (INPUT, {"bench.json"})
 
 
 def test_searches_that_do_not_serve(made: Path, tmp_path: Path, call: Call) -> None:

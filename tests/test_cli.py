@@ -145,8 +145,16 @@ def test_json_of_the_steps_in_a_row(made: Path, tmp_path: Path, monkeypatch: pyt
     size = ("--size", "64x128", "--threads", "1")
     found = printed("export", "--arch", tmp_path / "arch.json", "--weights", weights, *size, *data, "--out", tmp_path)
     assert found["file"] == "model.onnx"
-    found = printed("bench", tmp_path / "model.onnx", "--seconds", "0", *data)
-    assert set(found) == {"engine", "timing", "accuracy"}
+    words = ("bench", tmp_path / "model.onnx", "--seconds", "0", *data)
+    found = printed(*words, "--rigor", "quick", "--out", tmp_path / "b", "--trtexec-json", tmp_path / "t.json")
+    assert set(found) == {"name", "created", "engine", "target", "timings", "accuracy", "pretraining", "mismatches", "versions"}
+    assert [timing["scope"] for timing in found["timings"]] == ["end_to_end", "pipeline"]  # type: ignore[index]
+    assert (tmp_path / "b" / "report.html").is_file()
+    assert set(json.loads((tmp_path / "t.json").read_text())[0]) >= {"startH2dMs", "computeMs", "latencyMs"}
+    found = printed("report", tmp_path / "b", tmp_path / "b" / "bench.json", "--out", tmp_path / "side")
+    assert [run["name"] for run in found["runs"]] == [f"{tmp_path.name}/model.onnx", f"{tmp_path.name}/model.onnx (2)"]  # type: ignore[index]
+    found = printed("bench", tmp_path / "model.onnx", "--compare", tmp_path / "model.onnx", "--rigor", "quick")
+    assert found["verdict"] in ("faster", "slower", "undecided")
     for file in ("arch.json", "model.onnx.json"):
         assert str(printed("show", tmp_path / file)["schema"]).startswith("segnas.")
     assert printed("show", made / "table.json")["schema"] == "segnas.latency_table/1"

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segnas.arch import Architecture, Node, Operation, Shape
+from segnas.benchmark import Benchmark, SideBySide
 from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.files import SCHEMA_VERSIONS, atomic_path, noun_text, plain, read_json, read_noun, sha256_of, unplain, write_noun, write_text
 from segnas.kinds import SCHEMAS, kind
@@ -318,5 +319,17 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
 
 
 def test_every_noun_has_a_schema_of_its_own() -> None:
-    assert set(SCHEMA_VERSIONS) == {Architecture, Operation, Target, LatencyTable, Engine, Timing, Accuracy, Evaluation, Report}
+    assert set(SCHEMA_VERSIONS) == {
+        Architecture,
+        Operation,
+        Target,
+        LatencyTable,
+        Engine,
+        Timing,
+        Accuracy,
+        Evaluation,
+        Report,
+        Benchmark,
+        SideBySide,
+    }
     assert len({name for name, _ in SCHEMA_VERSIONS.values()}) == len(SCHEMA_VERSIONS)

@@ -18,7 +18,8 @@ from segnas.latency_tables.profile import profile
 from segnas.latency_tables.store import load_table, save_table
 from segnas.measuring import Services, for_this_machine
 from segnas.report import Curve
-from segnas.runtime.onnxruntime_session import available_cores, cpu_target
+from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.runtime.processor import available_cores
 from segnas.search.spaces import space
 from segnas.steps import derive_network, write_curves
 from segnas.timing import Measured

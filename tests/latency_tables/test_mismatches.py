@@ -25,7 +25,8 @@ from segnas.measuring import Services, for_this_machine, require_entries, requir
 from segnas.recipe import DataSettings, recipe_from_toml
 from segnas.report import Curve
 from segnas.run import Run, SilentScreen, run
-from segnas.runtime.onnxruntime_session import available_cores, cpu_target
+from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.runtime.processor import available_cores
 from segnas.search.spaces import space
 from segnas.steps import write_curves
 from segnas.streets import write_streets

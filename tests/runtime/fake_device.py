@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segnas.arch import Architecture, Operation
 from segnas.cost import activation_bytes, macs
 from segnas.latency import priced_operations
-from segnas.runtime.cuda_device import Clocks
+from segnas.runtime.nvml import Clocks
 from segnas.target import Target
 
 NOMINAL_MHZ, MEMORY_MHZ = 1980.0, 3201

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from segnas.errors import InputError
 from segnas.report import Port
 from segnas.runtime import bench as bench_module
-from segnas.runtime.bench import bench
+from segnas.runtime.bench import Yardstick, bench
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.runtime.session import Specification
 from segnas.timing import CpuTimes, percentile
@@ -122,3 +123,49 @@ def test_what_cannot_be_measured_is_refused():
         bench(Scripted([1.0]), scope="gpu")
     with pytest.raises(InputError, match="at least 2"):
         bench(Scripted([1.0]), min_runs=1)
+
+
+class Drifting:
+    """A session and a yardstick on one machine whose speed changes by a third between their calls."""
+
+    def __init__(self, ms: float, machine: list[int]) -> None:
+        self.ms, self.machine = ms, machine
+
+    def sample(self, runs: int) -> tuple[float, ...]:
+        self.machine[0] += 1
+        speed = 1.0 if self.machine[0] // 40 % 2 else 1.33
+        return tuple(self.ms * speed * (1.5 if index == 0 else 1.0) for index in range(runs))
+
+    def close(self) -> None: ...
+
+
+def test_beside_a_yardstick_the_median_is_told_at_its_reference_speed(monkeypatch):
+    quiet(monkeypatch)
+    machine = [0]
+    session = Scripted([])
+    session.sample = Drifting(10.0, machine).sample
+    yardstick = Yardstick(Drifting(2.5, machine), "a stick", 2.0, "last year")
+    raw: list[tuple[float, float]] = []
+    timing = bench(session, min_seconds=0, min_runs=30_000, warmup_seconds=0, yardstick=yardstick, raw=raw)
+    assert timing.median_ms in (10.0, 13.3)
+    assert timing.normalised_median_ms == pytest.approx(8.0, rel=0.01)  # 10 ms where the stick takes 2.5; at 2.0 a fifth less
+    conditions = dict(timing.conditions)
+    assert (conditions["sentinel"], conditions["sentinel_reference_ms"], conditions["sentinel_reference_of"]) == ("a stick", "2.0000", "last year")
+    assert len(yardstick.readings) >= 3
+    assert len(raw) == timing.runs
+    assert all(a + ms == pytest.approx(b) for (a, ms), (b, _) in pairwise(raw))
+
+
+def test_a_yardstick_without_a_reference_is_its_own(monkeypatch):
+    quiet(monkeypatch)
+    timing = bench(Scripted([10.0]), min_seconds=0, warmup_seconds=0, yardstick=Yardstick(Drifting(2.5, [0]), "a stick"))
+    assert timing.normalised_median_ms == pytest.approx(10.0)
+    assert dict(timing.conditions)["sentinel_reference_of"] == "this measurement"
+    assert bench(Scripted([10.0]), min_seconds=0, warmup_seconds=0).normalised_median_ms is None
+
+
+def test_whether_the_machine_was_idle_is_said(monkeypatch):
+    for after, expected in ((CpuTimes(900, 50, 1000, 1.0, 10.0), "no"), (CpuTimes(100, 0, 1000, 10.0, 10.0), "yes"), (None, "unknown")):
+        readings = iter([CpuTimes(0, 0, 0, 0.0, 0.0), after])
+        monkeypatch.setattr(bench_module, "cpu_times", lambda readings=readings: next(readings))
+        assert dict(bench(Scripted([10.0]), min_seconds=0, warmup_seconds=0).conditions)["machine_idle"] == expected

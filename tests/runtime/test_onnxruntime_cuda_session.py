@@ -24,10 +24,11 @@ from segnas.runtime.bench import bench
 from segnas.runtime.gpu_samples import UnsteadyWarning
 from segnas.runtime.onnxruntime_cuda_session import OnnxRuntimeCudaSession, open_onnxruntime_cuda
 from segnas.runtime.onnxruntime_cuda_target import CudaFacts, cuda_facts, onnxruntime_cuda_target
+from segnas.runtime.onnxruntime_tensorrt_session import TENSORRT, onnxruntime_tensorrt_target, open_onnxruntime_tensorrt
 from segnas.runtime.session import Session, open_session
 from segnas.target import Target
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CUDA, TRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 FACTS = CudaFacts("Simulated GPU", "GPU-0123")
 pytestmark = pytest.mark.filterwarnings("ignore::segnas.runtime.gpu_samples.UnsteadyWarning")
 
@@ -47,7 +48,9 @@ class FakeSession:
         return [CPU] if self.world.fault == "library" else [self.provider, CPU]
 
     def get_provider_options(self) -> dict[str, dict[str, str]]:
-        return {self.provider: self.asked | ({"use_tf32": "1"} if self.world.fault == "tf32" else {}), CPU: {}}
+        changed = {"tf32": {"use_tf32": "1"}, "fp16": {"trt_fp16_enable": "1"}}.get(self.world.fault, {})
+        held = {name: {"True": "1", "False": "0"}.get(value, value) for name, value in (self.asked | changed).items()}  # as the provider tells them
+        return {self.provider: held, CPU: {}}
 
     def get_inputs(self) -> Any:
         return self.real.get_inputs()
@@ -73,7 +76,8 @@ class FakeSession:
     def run_with_iobinding(self, binding: Any) -> None:
         assert not self.profiled
         self.real.run_with_iobinding(self.real_binding)
-        if self.world.fault == "stale" and self.asked["enable_cuda_graph"] == "1":  # what was captured does not read the image again
+        graph = self.asked.get("enable_cuda_graph", self.asked.get("trt_cuda_graph_enable"))
+        if self.world.fault == "stale" and graph in ("1", "True"):  # what was captured does not read the image again
             self.first = self.output.numpy() if self.first is None else self.first
             self.output.real.update_inplace(self.first)
 
@@ -82,7 +86,7 @@ class FakeSession:
         events = json.loads(path.read_text(encoding="utf-8"))
         for event in events:
             if event["cat"] == "Node" and "provider" in event["args"]:
-                event["args"]["provider"] = CPU if event["args"]["op_name"] == self.world.on_cpu else CUDA
+                event["args"]["provider"] = CPU if event["args"]["op_name"] == self.world.on_cpu else self.provider
         path.write_text(json.dumps(events), encoding="utf-8")
         return str(path)
 
@@ -260,13 +264,11 @@ def test_another_target_is_refused(network):
         ({"options": (("provider", CUDA), ("spinning", "off"))}, InputError, "onnxruntime-cuda takes cuda, graph, optimisation"),
         ({"options": (("provider", CUDA), ("search", "lucky"))}, InputError, "allowed: exhaustive, heuristic, default"),
         ({"options": (("provider", CPU),)}, InputError, "allowed: CUDAExecutionProvider"),
-        ({"precision": "fp16"}, InputError, "a session of onnxruntime-cuda takes fp32"),
         ({"scope": "pipeline"}, InputError, "takes gpu, end_to_end"),
     ):
         with pytest.raises(error, match=words):
             OnnxRuntimeCudaSession(b"never read", dataclasses.replace(target, **changes), runtime=world, facts=FACTS)
-    with pytest.raises(InputError, match="a session of onnxruntime-cuda takes fp32"):
-        target_of(world, precision="fp16")
+    assert target_of(world, precision="fp16").precision == "fp16"
     with pytest.raises(InputError, match="0 bytes"):
         OnnxRuntimeCudaSession(b"", target, runtime=world, facts=FACTS)
     with pytest.raises(InputError, match="the target is batch 1, 48x64"):
@@ -309,6 +311,81 @@ def test_a_gpu_is_found_by_its_driver(monkeypatch, tmp_path):
     program.unlink()
     with pytest.raises(RequirementError, match="nvidia-smi is not here"):
         cuda_facts()
+
+
+def tensorrt_target(world: FakeOrt, **changes: Any) -> Target:
+    return onnxruntime_cuda_target(**({"height": 32, "width": 64} | changes), provider=TENSORRT, runtime=world, facts=FACTS)
+
+
+def by_tensorrt(world: FakeOrt, network: Any, target: Target | None = None) -> OnnxRuntimeCudaSession:
+    target = target or tensorrt_target(world)
+    return open_onnxruntime_tensorrt(onnx_from_network(network, target), target, runtime=world, facts=FACTS)
+
+
+@pytest.mark.parametrize("output", ["labels", "logits"])
+def test_the_tensorrt_provider_answers_and_is_proven(network, output):
+    world = FakeOrt()
+    target = tensorrt_target(world, output_contract=output)
+    assert target.backend == "onnxruntime-tensorrt"
+    session: Session = by_tensorrt(world, network, target)
+    x = image(target)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(x)).numpy()
+    assert np.allclose(session.run(x), logits.argmax(axis=1) if output == "labels" else logits, atol=1e-5)
+    assert len(session.sample(3)) == 3
+    assert {node.provider for node in session.placement.nodes} == {TRT}  # type: ignore[attr-defined]
+    profiled, timed = world.opened
+    assert (profiled.asked["trt_cuda_graph_enable"], timed.asked["trt_cuda_graph_enable"]) == ("False", "True")
+    assert {
+        name: timed.asked[name] for name in ("trt_fp16_enable", "trt_int8_enable", "trt_engine_cache_enable", "trt_builder_optimization_level")
+    } == {
+        "trt_fp16_enable": "False",
+        "trt_int8_enable": "False",
+        "trt_engine_cache_enable": "False",
+        "trt_builder_optimization_level": "3",
+    }
+    assert Path(timed.asked["trt_timing_cache_path"]).is_dir()
+    session.close()
+
+
+def test_the_tensorrt_provider_is_told_the_precision(network):
+    for precision, flag in (("fp16", "trt_fp16_enable"), ("int8", "trt_int8_enable")):
+        world = FakeOrt()
+        target = tensorrt_target(world, precision=precision)
+        content = onnx_from_network(network, dataclasses.replace(target, precision="fp32"))
+        open_onnxruntime_tensorrt(content, target, runtime=world, facts=FACTS).close()
+        assert world.opened[1].asked[flag] == "True"
+
+
+def test_the_tensorrt_provider_is_had_or_refused(network):
+    with pytest.raises(RequirementError, match=r"'TensorrtExecutionProvider' was asked for; this build of onnxruntime 1\.31\.1 has CUDA"):
+        tensorrt_target(FakeOrt(providers=(CUDA, CPU)))
+    with pytest.raises(RequirementError, match=r"fell back to CPUExecutionProvider: .*libnvinfer\.so\.10"):
+        by_tensorrt(FakeOrt(fault="library"), network)
+    with pytest.raises(VerificationError, match=r"\(ArgMax\) on CPUExecutionProvider"):
+        by_tensorrt(FakeOrt(on_cpu="ArgMax"), network)
+    with pytest.raises(RequirementError, match="with trt_fp16_enable=1 instead of what was asked for"):
+        by_tensorrt(FakeOrt(fault="fp16"), network)
+    with pytest.raises(VerificationError, match="agrees with the profiled one in"):
+        by_tensorrt(FakeOrt(fault="stale"), network)
+    with pytest.raises(InputError, match="onnxruntime-tensorrt takes cuda, graph, level"):
+        by_tensorrt(FakeOrt(), network, dataclasses.replace(tensorrt_target(FakeOrt()), options=(("provider", TRT), ("search", "heuristic"))))
+
+
+@pytest.mark.gpu
+@pytest.mark.tensorrt
+def test_gpu_answers_as_torch_does_by_the_tensorrt_provider(network):
+    try:
+        target = onnxruntime_tensorrt_target(32, 64)
+    except RequirementError as error:
+        pytest.skip(str(error))
+    x = image(target)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy().argmax(axis=1)
+    session = open_session(onnx_from_network(network, target), target)
+    assert (session.run(x) == expected).mean() > 0.999
+    assert len(session.sample(20)) == 20
+    session.close()
 
 
 @pytest.fixture

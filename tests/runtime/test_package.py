@@ -109,7 +109,7 @@ def test_code_for_something_else_is_never_loaded(name, value, words):
     [
         ({"height": 9}, "the target is batch 1, 9x16"),
         ({"batch": 2}, "the target is batch 2, 8x16"),
-        ({"output_contract": "logits"}, "the target's output is 'logits' as float32"),
+        ({"output_contract": "logits"}, "the target's output is 'logits'"),
     ],
 )
 def test_a_package_of_another_target_is_refused(changes, words):

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import sys
-import types
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +24,7 @@ from segnas.latency_tables.profile import LEAST_ROUNDS, profile
 from segnas.latency_tables.sentinel import Interleaver, sentinel_architecture, sentinel_target
 from segnas.network import initialised
 from segnas.report import Port
-from segnas.runtime.cuda_device import Clocks, CudaDevice, nvml_clocks
+from segnas.runtime.cuda_device import CudaDevice
 from segnas.runtime.session import Session, Specification
 from segnas.runtime.torch_session import UnsteadyWarning, folded, open_torch, torch_target
 from segnas.target import Target
@@ -343,29 +341,6 @@ def test_a_host_that_sets_the_pace_is_told():
     session = open_torch(priced(device, 0.005, target), 3, target, device)
     with pytest.warns(UnsteadyWarning, match="sets the pace"):
         session.sample(3)
-
-
-def test_clocks_come_from_nvml_or_not_at_all(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert nvml_clocks("0123")() is None
-
-    class NVMLError(Exception):
-        pass
-
-    def refuse(*_: object) -> None:
-        raise NVMLError
-
-    answers = {"nvmlDeviceGetClockInfo": lambda handle, which: {1: 1500, 2: 3200}[which], "nvmlDeviceGetTemperature": lambda handle, which: 61}
-    nvml = types.SimpleNamespace(NVMLError=NVMLError, NVML_CLOCK_SM=1, NVML_CLOCK_MEM=2, NVML_TEMPERATURE_GPU=0, nvmlInit=lambda: None, **answers)
-    nvml.nvmlDeviceGetHandleByUUID = lambda uuid: {"GPU-0123": 1}[uuid]
-    nvml.nvmlDeviceGetCurrentClocksThrottleReasons = lambda handle: 0x1 | 0x4 | 0x40
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    read = nvml_clocks("0123")
-    assert read() == Clocks(1500, 3200, 61, ("power cap", "hardware thermal"))
-    nvml.nvmlDeviceGetClockInfo = refuse
-    assert read() is None
-    nvml.nvmlDeviceGetHandleByUUID = refuse
-    assert nvml_clocks("0123")() is None
 
 
 def cell(*ops: str, width: int = 64) -> Architecture:
