@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from segnas import __version__
-from segnas.errors import IncompatibleError, InputError
+from segnas.errors import IncompatibleError, InputError, VerificationError
 from segnas.export.parity import require_parity
+from segnas.export.precision import require_precision
 from segnas.files import read_noun, sha256_of, write_bytes, write_noun
 from segnas.report import Engine
 
@@ -18,17 +19,22 @@ SUFFIXES = {"onnx": ".onnx", "tensorrt": ".engine", "tensorrt-rtx": ".engine", "
 def write_engine(folder: Path, content: bytes, engine: Engine) -> Engine:
     """Write the artefact under `engine.file` into the folder, then its manifest beside it; its sha256 and size are filled in here.
 
-    An engine that failed its parity check is kept as `<file>.rejected`, without a manifest, and VerificationError is raised; what lay under the
-    name before stays. InputError for a kind that is not there or a file name that is not its; RequirementError where the folder cannot be written.
+    An engine that failed its parity check, or whose proof does not show its target's precision, is kept as `<file>.rejected`, without a manifest, and
+    VerificationError is raised; what lay under the name before stays. InputError for a kind that is not there or a file name that is not its;
+    RequirementError where the folder cannot be written.
     """
     if engine.kind not in SUFFIXES:
         raise InputError(f"engine kind {engine.kind!r} was given; allowed: {', '.join(SUFFIXES)}")
     if Path(engine.file).name != engine.file or Path(engine.file).suffix != SUFFIXES[engine.kind]:
         raise InputError(f"engine file {engine.file!r} was given; the name of a {SUFFIXES[engine.kind]} file is needed")
     path = folder / engine.file
-    if engine.parity is not None and not engine.parity.passed:
+    try:
+        if engine.parity is not None:
+            require_parity(engine.parity)
+        require_precision(engine)
+    except VerificationError:
         write_bytes(path.with_name(f"{path.name}.rejected"), content)
-        require_parity(engine.parity)
+        raise
     written = replace(engine, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     if manifest_path(path).exists():
         manifest_path(path).unlink()

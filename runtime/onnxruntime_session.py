@@ -6,7 +6,7 @@ Its default number of threads costs 1.85x where there are fewer cores, and a mis
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from segnas.errors import InputError, RequirementError
 from segnas.report import Port
 from segnas.runtime.session import Specification, noise, require_image, require_target
 from segnas.runtime.targets import target_on_processor
-from segnas.target import Target
+from segnas.target import Target, parse_size
 
 CPU_PROVIDER = "CPUExecutionProvider"
 OPTIONS = {"optimisation": ("all", "extended", "basic", "none"), "provider": (), "spinning": ("off", "on")}
@@ -30,6 +30,10 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+SIZES_KEY = "sizes"
+"""The entry of a dynamic engine's metadata with the sizes that it takes: `HxW:HxW:HxW`, the least, the best, the most."""
+
+_FREE = ("height", "width")  # what a dynamic engine's varying sides are called
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 _FATAL = 4
 
@@ -40,8 +44,9 @@ class OnnxRuntimeSession:
     def __init__(self, content: bytes, target: Target) -> None:
         self.target = target
         self._session: ort.InferenceSession | None = _opened(content, target)
-        self.specification = specification_of(self._session)
+        self.specification = specification_of(self._session, target)
         require_target(self.specification, target)
+        _require_metadata(self._session.get_modelmeta().custom_metadata_map, target)
         self._binding: ort.IOBinding | None = None
 
     def run(self, image: NDArray[Any]) -> NDArray[Any]:
@@ -118,10 +123,15 @@ def optimised_nodes(content: bytes, target: Target) -> Counter[str]:
     """How many nodes of each type ONNX Runtime really runs, after fusion and changes of layout (`ReorderInput` and `ReorderOutput` among them)."""
     import onnx  # only here: running an engine does not need it
 
+    return Counter(node.op_type for node in onnx.load_from_string(optimised_graph(content, target)).graph.node)
+
+
+def optimised_graph(content: bytes, target: Target) -> bytes:
+    """The graph that ONNX Runtime makes of an engine and executes, as an ONNX file with operators of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         _opened(content, target, path)
-        return Counter(node.op_type for node in onnx.load(path).graph.node)
+        return path.read_bytes()
 
 
 def session_options(threads: int, optimisation: str) -> ort.SessionOptions:
@@ -139,6 +149,8 @@ def _options(target: Target, optimised: Path | None) -> ort.SessionOptions:
     chosen = chosen_options(target)
     options = session_options(target.threads, chosen["optimisation"])
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if chosen["spinning"] == "on" else "0")
+    for name, side in zip(_FREE, (target.height, target.width), strict=True):
+        options.add_free_dimension_override_by_name(name, side)  # a dynamic engine is optimised for this size; a static one has no such sides
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     return options
@@ -187,16 +199,37 @@ def translated(what: str) -> Generator[None]:
         raise InputError(f"{what}: {reason}; the file may be damaged or cut short: run `segnas export` again") from None
 
 
-def specification_of(session: ort.InferenceSession) -> Specification:
-    """What the engine reads and gives; InputError where that is not one static image in and one map out."""
+def specification_of(session: Any, target: Target | None = None) -> Specification:
+    """What the engine reads and gives, a dynamic one at the target's size; InputError where that is no image in and map out of known sides."""
     reads, gives = session.get_inputs(), session.get_outputs()
     if len(reads) != 1 or len(gives) != 1:
         raise InputError(f"the engine has {len(reads)} inputs and {len(gives)} outputs; one image in and one map out is needed")
+    free = {} if target is None else dict(zip(_FREE, (target.height, target.width), strict=True))
     ports: list[Port] = []
     for port in (reads[0], gives[0]):
-        if any(not isinstance(side, int) for side in port.shape):
+        sides = [free.get(side, side) for side in port.shape]
+        known = tuple(side for side in sides if isinstance(side, int))
+        if len(known) != len(sides):
             raise InputError(f"the engine's {port.name!r} has shape {port.shape}; a static one is needed: run `segnas export` for one --size")
         if port.type not in _DTYPES:
             raise InputError(f"the engine's {port.name!r} has type {port.type}; allowed: {', '.join(_DTYPES)}")
-        ports.append(Port(port.name, _DTYPES[port.type], tuple(port.shape)))
+        ports.append(Port(port.name, _DTYPES[port.type], known))
     return Specification(ports[0], ports[1])
+
+
+def _require_metadata(metadata: Mapping[str, str], target: Target) -> None:
+    """InputError where the engine itself says that it is of another precision, or takes other sizes; what says nothing is believed."""
+    precision = metadata.get("precision", target.precision)
+    if precision != target.precision:
+        raise InputError(f"the engine is of precision {precision!r}; the target's is {target.precision!r}: export with that precision")
+    if SIZES_KEY not in metadata:
+        return
+    try:
+        least, _, most = (parse_size(text) for text in metadata[SIZES_KEY].split(":"))
+    except (ValueError, InputError):
+        raise InputError(f"the engine's sizes {metadata[SIZES_KEY]!r} are damaged; run `segnas export` again") from None
+    if not all(low <= side <= high for low, side, high in zip(least, (target.height, target.width), most, strict=True)):
+        raise InputError(
+            f"the engine takes {least[0]}x{least[1]} to {most[0]}x{most[1]}; {target.height}x{target.width} was asked for: give a size between, or "
+            "export for it"
+        )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segnas.benchmark import NOT_STATED, Benchmark
-from segnas.data import Dataset, network_input, read_image
+from segnas.data import Dataset, engine_input, read_image
 from segnas.errors import IncompatibleError, SegnasError
 from segnas.evaluating import evaluate_engine
 from segnas.export.manifest import read_engine, versions
@@ -257,7 +257,8 @@ def examples(session: Session, dataset: Dataset, count: int) -> list[tuple[str, 
     results: list[tuple[str, Bytes, Bytes, Bytes]] = []
     for index in chosen:
         image, ids = dataset.read(index)
-        labels = session.run(network_input(image, *session.specification.input.shape[2:]))[0].astype(np.uint8)
+        target = session.target
+        labels = session.run(engine_input(image, target.input_contract, target.height, target.width))[0].astype(np.uint8)
         enlarged = np.asarray(cv2.resize(labels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_NEAREST), np.uint8)
         truth = dataset.labels.colours(dataset.labels.train_ids(ids))
         results.append((dataset.samples[index].name, image, truth, dataset.labels.colours(enlarged)))

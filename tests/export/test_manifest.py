@@ -1,5 +1,6 @@
 """Engines on disk: whole or absent, checked when read."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from segnas.errors import IncompatibleError, InputError, RequirementError, Verif
 from segnas.export.manifest import read_engine, versions, write_engine
 from segnas.kinds import kind
 from segnas.network import weights_digest
-from segnas.report import Engine, Parity
+from segnas.report import Engine, Parity, PrecisionProof, TypeShare
 from segnas.target import Target
 
 ARCHITECTURE = Architecture((Node(kind("image"), (), 3), Node(kind("classifier"), (0,), 2)))
@@ -85,6 +86,15 @@ def test_an_engine_without_parity_is_kept_apart(tmp_path):
         write(tmp_path, b"worse", BAD)
     assert (tmp_path / "model.onnx.rejected").read_bytes() == b"worse"
     assert read_engine(tmp_path / "model.onnx")[0] == good
+
+
+def test_an_engine_that_is_not_what_was_asked_for_is_kept_apart(tmp_path):
+    proof = PrecisionProof("the inspector", (TypeShare("fp32", 9, 100, 900), TypeShare("fp16", 1, 10, 100)))
+    half = dataclasses.replace(TARGET, precision="fp16")
+    engine = Engine("model.engine", "tensorrt", "", 0, half, ARCHITECTURE.digest, "0" * 64, ("a", "b"), GOOD, versions(), precision=(proof,))
+    with pytest.raises(VerificationError, match=r"the inspector has 10\.0 % of its multiply-accumulates in it.*90\.0 % fp32"):
+        write_engine(tmp_path, b"all single", engine)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.engine.rejected"]
 
 
 def test_writing_again_replaces_both(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from segnas.errors import InputError, VerificationError
-from segnas.export.parity import parity, require_parity
+from segnas.export.parity import Truths, parity, require_parity
+from segnas.labels import CAMVID
 
 LOGITS = np.array([[[[1.0, 4.0], [0.0, -2.0]], [[3.0, 1.0], [0.0, 5.0]]]], np.float32)  # (1, 2, 2, 2): winners 1 0 / 0 (a tie) 1
 IMAGE = np.zeros((1, 3, 2, 2), np.float32)
@@ -73,3 +74,44 @@ def test_other_shapes_and_labels_are_refused():
         compare(np.full((1, 2, 2), 7, np.uint8), "labels")
     with pytest.raises(InputError, match="0 images"):
         parity(lambda x: LOGITS, lambda x: LOGITS, [], output_contract="logits", reference_name="torch")
+
+
+def test_the_change_of_miou_by_hand():
+    """Train ids are raw ids in CamVid, 11 is void. Truth 1 0 / 0 void; the reference says 1 0 / 0 1, the candidate 1 1 / 0 1."""
+    truth = np.array([[1, 0], [0, 11]], np.uint8)
+    found = compare(np.array([[[1, 1], [0, 1]]], np.uint8), "labels", truths=Truths(CAMVID, [truth]), required_agreement=0.5)
+    assert found.miou_change == pytest.approx((1 / 2 + 1 / 2) / 2 - 1)  # sky: 1 hit of 2; building: 1 hit of 2; the void pixel is free
+    assert not found.passed
+    with pytest.raises(VerificationError, match=r"mIoU differs by -50\.00 points, of which -1\.00 are allowed"):
+        require_parity(found)
+    enlarged = np.kron(truth, np.ones((3, 2), np.uint8))
+    assert compare(np.array([[[1, 1], [0, 1]]], np.uint8), "labels", truths=Truths(CAMVID, [enlarged])).miou_change == found.miou_change
+
+
+def test_only_images_with_truth_count_for_miou():
+    answers = iter([np.array([[[0, 1], [1, 0]]], np.uint8), np.array([[[1, 0], [0, 1]]], np.uint8)])
+    truths = Truths(CAMVID, [None, np.array([[1, 0], [0, 1]], np.uint8)])
+    found = parity(
+        lambda x: LOGITS,
+        lambda x: next(answers),
+        [IMAGE, IMAGE],
+        output_contract="labels",
+        reference_name="torch",
+        truths=truths,
+        required_agreement=0.4,
+    )
+    assert (found.miou_change, found.passed, found.argmax_agreement) == (0.0, True, 0.5)
+    assert compare(LOGITS, "logits").miou_change is None
+    assert compare(LOGITS, "logits", truths=Truths(CAMVID, [None])).miou_change is None
+
+
+@pytest.mark.parametrize(("lost", "passes"), [(0.0, True), (0.009, True), (0.011, False)])
+def test_one_point_of_miou_may_be_lost(lost, passes):
+    """A thousand pixels of two classes, of which some change sides."""
+    truth = np.repeat(np.array([0, 1], np.uint8), 10_000).reshape(100, 200)
+    logits = np.stack([1 - truth, truth])[None].astype(np.float32)
+    answer = truth[None].copy()
+    answer.reshape(-1)[: round(lost * 10_000)] = 1
+    found = compare(answer, "labels", logits, truths=Truths(CAMVID, [truth]), required_agreement=0.5)
+    assert found.miou_change == pytest.approx(-lost, rel=0.02, abs=1e-9)
+    assert found.passed == passes
