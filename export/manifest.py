@@ -49,21 +49,22 @@ def read_engine(path: Path) -> tuple[Engine, Path]:
     InputError where one of the two is missing or the manifest is no manifest; IncompatibleError where the artefact is not the one that was written.
     """
     manifest = path if path.suffix == ".json" else manifest_path(path)
+    verb = "segnas build" if manifest.name.endswith(".engine.json") else "segnas export"
     if not manifest.exists():
         if manifest != path and not path.exists():
-            raise InputError(f"{path} does not exist; give an engine (such as run/model.onnx) or its manifest, or make one with `segnas export`")
-        raise InputError(f"{manifest} does not exist: {path.name} has no manifest, so its export did not end; run `segnas export` again")
+            raise InputError(f"{path} does not exist; give an engine (such as run/model.onnx) or its manifest, or make one with `{verb}`")
+        raise InputError(f"{manifest} does not exist: {path.name} has no manifest, so its export did not end; run `{verb}` again")
     engine = read_noun(manifest, Engine)
     if Path(engine.file).name != engine.file:
         raise InputError(f"{manifest}: file is {engine.file!r}; the name of a file beside the manifest is needed")
     artefact = manifest.parent / engine.file
     if not artefact.is_file():
-        raise InputError(f"{artefact} does not exist, but its manifest does; copy both, or run `segnas export` again")
+        raise InputError(f"{artefact} does not exist, but its manifest does; copy both, or run `{verb}` again")
     for field, built, found in (("bytes", engine.bytes, artefact.stat().st_size), ("sha256", engine.sha256, sha256_of(artefact))):
         if built != found:
             raise IncompatibleError(
                 f"{artefact} is not the file that its manifest describes: {field} was {built} when it was built, {found} was found; "
-                "copy it again (as binary), or run `segnas export` again"
+                f"copy it again (as binary), or run `{verb}` again"
             )
     return engine, artefact
 

@@ -11,6 +11,7 @@ import click
 
 from segnas import __version__
 from segnas.cli_bench import bench, report
+from segnas.cli_build import build, verify
 from segnas.cli_compare import compare, correlate, reference
 from segnas.cli_data import data
 from segnas.cli_eval import evaluate, predict
@@ -365,9 +366,10 @@ def train(
 @click.argument("file", type=FILE)
 @click.option("--picture", type=FILE, help="Also draw the network, as a .svg or .png file: of an architecture or of a search.")
 @click.option("--classes", type=click.IntRange(2, 256), help="Classes of a search's dataset, where nothing beside it tells them.")
+@click.option("--layers", is_flag=True, help="Also every layer of an engine: type, output, parameters, multiply-accumulates.")
 @JSON
-def show(file: Path, picture: Path | None, classes: int | None, as_json: bool) -> None:
-    """Show a file of segnas: an architecture, a table, an engine's manifest, a report, a search; or a run's folder: its search, finished or not.
+def show(file: Path, picture: Path | None, classes: int | None, layers: bool, as_json: bool) -> None:
+    """Show a file of segnas: an architecture, a table, an engine, a report, a search; or a run's folder: its search, finished or not.
 
     Example: segnas show runs/mine --picture now.svg
     """
@@ -376,7 +378,7 @@ def show(file: Path, picture: Path | None, classes: int | None, as_json: bool) -
 
     if picture is not None:
         require_suffix(picture, ".svg", ".png", option="--picture")
-    found = shown(file, classes)
+    found = shown(file, classes, layers=layers)
     if picture is not None:
         if found.draw is None:
             raise UsageError(f"--picture was given; {file} is neither an architecture nor a search, which alone are drawn")
@@ -384,5 +386,5 @@ def show(file: Path, picture: Path | None, classes: int | None, as_json: bool) -
     emit(found.values, as_json, found.lines)
 
 
-for command in (export, bench, report, evaluate, predict, tables, data, sample, reference, compare, correlate):
+for command in (export, build, verify, bench, report, evaluate, predict, tables, data, sample, reference, compare, correlate):
     segnas.add_command(command)

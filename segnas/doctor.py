@@ -111,15 +111,18 @@ def onnxruntime_cuda_check(providers: Sequence[str]) -> Check:
 
 
 def _tensorrt() -> tuple[Check, ...]:
-    def package(name: str, module: str, install: str) -> Check:
+    def package(name: str, module: str, install: str, serves: str) -> Check:
         if importlib.util.find_spec(module) is None:
             return Check(name, "not installed", False, install)
         found = sorted(f"{d} {metadata.version(d)}" for d in metadata.packages_distributions().get(module, ()))
-        return Check(name, ", ".join(found) or "installed", True, "builds engines; running one needs its GPU")
+        return Check(name, ", ".join(found) or "installed", True, serves)
 
+    anywhere = "`segnas build` makes engines here for RTX GPUs, also without one; running one needs its GPU"
     return (
-        package("tensorrt-rtx", "tensorrt_rtx", 'pip install "segnas[tensorrt-rtx]"'),
-        package("tensorrt", "tensorrt", 'pip install "segnas[tensorrt]", on a machine with an NVIDIA GPU'),
+        package("tensorrt-rtx", "tensorrt_rtx", 'pip install "segnas[tensorrt-rtx]"', anywhere),
+        package(
+            "tensorrt", "tensorrt", 'pip install "segnas[tensorrt]", on a machine with an NVIDIA GPU', "`segnas build` makes engines for the GPU here"
+        ),
     )
 
 

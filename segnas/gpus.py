@@ -24,6 +24,16 @@ DISTRIBUTIONS: dict[Runtime, str] = {
 }
 TITLES: dict[Runtime, str] = {"torch": "torch", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime CUDA"}
 
+# What the command line calls the runtimes, the fastest first (our order), and the least capability that each can have.
+COMMANDS: dict[Runtime, tuple[tuple[str, str], ...]] = {
+    "tensorrt": (("tensorrt", "0.0"),),
+    "tensorrt-rtx": (("tensorrt-rtx", "0.0"),),
+    "torch": (("aotinductor-cuda", "7.0"), ("torch", "0.0")),  # AOTInductor's kernels are Triton's, which starts at 7.0
+    "onnxruntime": (("onnxruntime-cuda", "0.0"),),
+}
+LOWEST_OF_TENSORRT = "7.5"
+"""Below it no TensorRT 10.5 or later and no TensorRT-RTX has code: Turing is the oldest that they serve (source `tensorrt-matrix`)."""
+
 # Integrated GPUs run only code that was compiled for exactly them (source `torch-2.13` of the table).
 INTEGRATED = ("5.3", "6.2", "7.2", "8.7")
 
@@ -121,7 +131,7 @@ def find_gpu(name_or_capability: str) -> Gpu:
         if gpu.compute_capability == capability:
             return gpu
     names = ", ".join(f"{gpu.name} ({gpu.aliases[0]})" for gpu in known_gpus())
-    capabilities = ", ".join(sorted({gpu.compute_capability for gpu in known_gpus()}, key=_numbers))
+    capabilities = ", ".join(sorted({gpu.compute_capability for gpu in known_gpus()}, key=version_numbers))
     raise InputError(f"no GPU {name_or_capability!r} in the table; known are {names}, and the compute capabilities {capabilities}")
 
 
@@ -136,6 +146,22 @@ def releases_for(capability: str, machine: str) -> tuple[RuntimeSupport, ...]:
     return tuple(r for r in gpu_table().releases if r.machine == machine and any(runs_on(code, capability) for code in r.capabilities))
 
 
+def capability_of(name_or_capability: str) -> tuple[str, Gpu | None]:
+    """The compute capability that was given (`8.9`, `sm89`), or that of the GPU of that name, with the GPU; InputError for an unknown name."""
+    given = _capability_given(name_or_capability)
+    if given:
+        return given, None
+    gpu = find_gpu(name_or_capability)
+    return gpu.compute_capability, gpu
+
+
+def instead_of(runtime: Runtime, capability: str, machine: str) -> tuple[str, ...]:
+    """What else serves a compute capability within the project's ranges, as the command line calls it."""
+    served = {release.runtime for release in releases_for(capability, machine) if is_in_project_range(release)}
+    commands = [command for other in COMMANDS if other in served and other != runtime for command in COMMANDS[other]]
+    return tuple(name for name, least in commands if version_numbers(least) <= version_numbers(capability))
+
+
 def runs_on(code: str, capability: str) -> bool:
     """Whether code compiled for one compute capability runs on a GPU of another.
 
@@ -144,7 +170,7 @@ def runs_on(code: str, capability: str) -> bool:
     """
     if code.endswith("a") or capability in INTEGRATED or code in INTEGRATED:
         return code.removesuffix("a") == capability
-    ours, device = _numbers(code.removesuffix("+PTX")), _numbers(capability)
+    ours, device = version_numbers(code.removesuffix("+PTX")), version_numbers(capability)
     return ours <= device and (code.endswith("+PTX") or ours[0] == device[0])
 
 
@@ -166,10 +192,17 @@ def project_range(runtime: Runtime) -> str:
     raise ValueError(f"segnas names no range of {DISTRIBUTIONS[runtime]}")
 
 
+def in_project_range(runtime: Runtime, version: str) -> bool:
+    """Whether a release, such as `11.4.0.106`, lies within the project's own range of that runtime."""
+    bounds: dict[str, str] = dict(re.findall(r"(>=|<)([\d.]+)", project_range(runtime)))
+    found = version_numbers(".".join(re.findall(r"\d+", version)[:4]))
+    return version_numbers(bounds[">="]) <= found < version_numbers(bounds["<"])
+
+
 def is_in_project_range(support: RuntimeSupport) -> bool:
     """Whether at least one of these releases lies within the project's own range of that runtime."""
     bounds: dict[str, str] = dict(re.findall(r"(>=|<)([\d.]+)", project_range(support.runtime)))
-    return _numbers(bounds[">="]) <= _numbers(support.last) and _numbers(support.first) < _numbers(bounds["<"])
+    return version_numbers(bounds[">="]) <= version_numbers(support.last) and version_numbers(support.first) < version_numbers(bounds["<"])
 
 
 def what_to_install(runtime: Runtime, capability: str, machine: str) -> str:
@@ -242,5 +275,6 @@ def _capability_given(text: str) -> str:
     return "" if found is None else ".".join(part for part in found.groups() if part is not None)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
+    """`12.0` as (12, 0): releases and compute capabilities in the order of their numbers, not of their letters."""
     return tuple(int(part) for part in version.split("."))

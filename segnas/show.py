@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from segnas.arch import Architecture
 from segnas.cost import network_cost
 from segnas.errors import InputError, UsageError
+from segnas.export.manifest import SUFFIXES, manifest_path, read_engine
 from segnas.files import read_json, read_noun
 from segnas.report import Accuracy, Engine, Evaluation, Report, Timing
 
@@ -25,11 +26,15 @@ class Shown:
     draw: Draw | None = None
 
 
-def shown(path: Path, classes: int | None = None) -> Shown:
-    """What the file holds, or the search in the folder; InputError where it is none of segnas's.
+def shown(path: Path, classes: int | None = None, *, layers: bool = False) -> Shown:
+    """What the file holds, or the search in the folder; InputError where it is none of segnas's. An engine is shown by its file or by its manifest.
 
-    `classes` are those of a search's dataset, where neither its trace nor its table tells them; UsageError for any other file.
+    `classes` are those of a search's dataset, where neither its trace nor its table tells them; `layers` adds the table of an engine's layers.
+    UsageError for either with any other file.
     """
+    if path.suffix in SUFFIXES.values():
+        path = manifest_path(path)
+        read_engine(path)
     content = {} if path.is_dir() or path.suffix == ".jsonl" else read_json(path)
     if not content or ("schema" not in content and {"space", "probabilities"} <= set(content)):
         from segnas.search_view import view_of
@@ -39,6 +44,10 @@ def shown(path: Path, classes: int | None = None) -> Shown:
     if classes is not None:
         raise UsageError(f"--classes was given; {path} is no search: leave it out")
     schema = str(content.get("schema", "")).partition("/")[0]
+    if schema == "segnas.engine":
+        return _engine(path, content, layers)
+    if layers:
+        raise UsageError(f"--layers was given; {path} is no engine: leave it out")
     if schema == "segnas.architecture":
         from segnas.search_view import network_picture
 
@@ -50,8 +59,6 @@ def shown(path: Path, classes: int | None = None) -> Shown:
 def _lines(file: Path, schema: str) -> list[str]:
     """The lines about a file that is not drawn."""
     match schema:
-        case "segnas.engine":
-            return _engine(read_noun(file, Engine))
         case "segnas.latency_table":
             return _table(file)
         case "segnas.report":
@@ -90,17 +97,15 @@ def _architecture(architecture: Architecture) -> list[str]:
     ]
 
 
-def _engine(engine: Engine) -> list[str]:
-    parity = engine.parity
-    return [
-        f"engine {engine.file} ({engine.kind}), {engine.bytes} bytes, sha256 {engine.sha256}",
-        f"target: {engine.target}; {engine.target.input_contract} -> {engine.target.output_contract}",
-        f"architecture {engine.architecture}, weights {engine.weights_sha256[:12]}",
-        f"classes: {', '.join(engine.classes)}",
-        f"parity with {parity.reference}: {'passed' if parity.passed else 'FAILED'}, agreement {parity.argmax_agreement:.6f}"
-        if parity
-        else "parity: not run",
-    ]
+def _engine(manifest: Path, content: Mapping[str, Any], layers: bool) -> Shown:
+    """An engine's manifest in ten lines, and its layers where they are asked for; nothing of it is opened."""
+    from segnas.engine_view import engine_lines, layers_of
+    from segnas.export.layers import layer_table
+
+    engine = read_noun(manifest, Engine)
+    found, where = layers_of(manifest, engine)
+    values = {**content, "layers": [asdict(layer) for layer in found]} if layers else content
+    return Shown([*engine_lines(engine, len(found), where), *(layer_table(found) if layers else [])], values)
 
 
 def _table(file: Path) -> list[str]:

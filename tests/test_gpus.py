@@ -19,11 +19,14 @@ from segnas.gpus import (
     Gpu,
     GpuTable,
     Runtime,
+    capability_of,
     cards_table,
     code_of,
     facts_table,
     find_gpu,
     gpu_table,
+    in_project_range,
+    instead_of,
     is_in_project_range,
     known_gpus,
     project_range,
@@ -90,7 +93,7 @@ def test_every_gpu_has_a_runtime_with_exact_versions_and_a_source(gpu: Gpu) -> N
     found = supported_runtimes(gpu)
     assert found
     assert all(re.fullmatch(r"\d+\.\d+( to \d+\.\d+)?", release.versions) for release in found)
-    assert all(gpus._numbers(release.first) <= gpus._numbers(release.last) for release in found)
+    assert all(gpus.version_numbers(release.first) <= gpus.version_numbers(release.last) for release in found)
 
 
 def test_pascal_is_served_by_torch_and_by_no_tensorrt_at_all() -> None:
@@ -180,6 +183,19 @@ def test_an_unknown_gpu_is_refused_with_the_known_ones(given: str) -> None:
     assert all(gpu.name in str(refused.value) and gpu.compute_capability in str(refused.value) for gpu in known_gpus())
 
 
+def test_a_gpu_or_a_capability_of_which_no_card_is_known() -> None:
+    assert capability_of("rtx4090") == ("8.9", find_gpu("rtx4090"))
+    assert [capability_of(given) for given in ("8.9", "sm121", "6.0")] == [("8.9", None), ("12.1", None), ("6.0", None)]
+    with pytest.raises(InputError, match="no GPU 'rtx9090'"):
+        capability_of("rtx9090")
+
+
+def test_what_serves_a_gpu_instead() -> None:
+    assert instead_of("tensorrt-rtx", "9.0", "x86_64") == ("tensorrt", "aotinductor-cuda", "torch", "onnxruntime-cuda")
+    assert instead_of("tensorrt", "6.1", "x86_64") == ("torch", "onnxruntime-cuda")  # Triton, and so AOTInductor, starts at 7.0
+    assert instead_of("tensorrt", "7.2", "aarch64") == ()
+
+
 # ---- the project's ranges
 
 
@@ -188,6 +204,21 @@ def test_the_ranges_are_those_of_pyproject(runtime: Runtime) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     written = [line for group in (project["dependencies"], *project["optional-dependencies"].values()) for line in group]
     assert f"{DISTRIBUTIONS[runtime]}{project_range(runtime)}" in {line.partition(";")[0].strip() for line in written}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "version", "inside"),
+    [
+        ("tensorrt", "10.11.0.33", False),
+        ("tensorrt", "10.12.0.36", True),
+        ("tensorrt", "11.4.0.106", True),
+        ("tensorrt", "12.0.0.1", False),
+        ("tensorrt-rtx", "1.7.1.116", True),
+        ("torch", "2.13.0+cpu", True),
+    ],
+)
+def test_releases_inside_the_ranges(runtime: Runtime, version: str, inside: bool) -> None:
+    assert in_project_range(runtime, version) is inside
 
 
 def test_what_to_install_within_the_range_outside_it_and_never() -> None:

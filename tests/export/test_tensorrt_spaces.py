@@ -1,0 +1,45 @@
+"""TensorRT-RTX reads and builds what the search spaces hold: networks drawn at random from each, for a GPU that is not here."""
+
+import importlib.util
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from segnas.export.graph import onnx_from_network
+from segnas.export.tensorrt_build import engine_from_onnx
+from segnas.network import initialised
+from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.search.spaces import SPACES, space
+
+_spec = importlib.util.spec_from_file_location("engines", Path(__file__).with_name("engines.py"))
+assert _spec is not None
+assert _spec.loader is not None
+engines = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(engines)
+
+TARGET = cpu_target(64, 128)
+LARGE = ("cas", "cas-fast", "gas", "gas-fast", "dcnas")
+"""The larger presets of families that a smaller one stands for by default: to export them for the first time takes half a minute each."""
+
+
+def built(api: Any, name: str, seed: int) -> int:
+    """Bytes of the engine of one random network of a space."""
+    drawn = space(name, 19)
+    architecture = drawn.decode(drawn.random(Random(seed))).architecture
+    content = onnx_from_network(initialised(architecture, 0).eval(), TARGET)
+    return len(engine_from_onnx(content, api, capabilities=("8.9",)).content)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in SPACES])
+def test_three_networks_of_each_space(name: str) -> None:
+    api = engines.rtx()
+    assert all(built(api, name, seed) > 10_000 for seed in range(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPACES)
+def test_a_hundred_networks_of_each_space(name: str) -> None:
+    api = engines.rtx()
+    assert all(built(api, name, seed) > 10_000 for seed in range(100))
