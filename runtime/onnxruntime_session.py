@@ -16,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from segnas.errors import InputError, RequirementError
+from segnas.files import write_error
 from segnas.report import Port
 from segnas.runtime.session import Specification, noise, require_image, require_target
 from segnas.runtime.targets import target_on_processor
@@ -127,9 +128,13 @@ def optimised_nodes(content: bytes, target: Target) -> Counter[str]:
 
 
 def optimised_graph(content: bytes, target: Target) -> bytes:
-    """The graph that ONNX Runtime makes of an engine and executes, as an ONNX file with operators of its own."""
+    """The graph that ONNX Runtime makes of an engine and executes, an ONNX file with operators of its own. RequirementError for a full disk."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
+        try:
+            path.write_bytes(bytes(3 * len(content)))  # onnxruntime does not say that a disk is full; half weights become float32
+        except OSError as error:
+            raise write_error(path, error) from None
         _opened(content, target, path)
         return path.read_bytes()
 

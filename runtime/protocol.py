@@ -6,8 +6,6 @@ from segnas.errors import InputError
 from segnas.report import ScoringProtocol, Sizes
 from segnas.runtime.session import Session
 
-UPSAMPLES = ("none", "nearest", "bilinear")
-
 
 def reads_images(session: Session) -> bool:
     """Whether the engine reads images (N, H, W, 3) uint8 and normalises by itself, rather than (N, 3, H, W) normalised."""
@@ -51,6 +49,13 @@ def scaled(protocol: ScoringProtocol, scale: float) -> tuple[int, int]:
     return max(1, round(protocol.size[0] * scale)), max(1, round(protocol.size[1] * scale))
 
 
+def answer_size(session: Session, protocol: ScoringProtocol) -> tuple[int, int]:
+    """The size (height, width) that the engine answers at, at scale 1 of a settled protocol; a dynamic one answers at what it reads."""
+    own = session.specification.output.shape[-2:]
+    height, width = (side if side > 0 else read for side, read in zip(own, scaled(protocol, 1.0), strict=True))
+    return height, width
+
+
 def described(session: Session, protocol: ScoringProtocol) -> str:
     """A settled protocol in a sentence, without which images it was applied to."""
     assert protocol.size is not None
@@ -61,7 +66,7 @@ def described(session: Session, protocol: ScoringProtocol) -> str:
     corners = "corners aligned" if protocol.align_corners else "half-pixel centres"
     answer = f"logits bilinear ({corners}) to the ground truth's size where it differs, then argmax"
     if session.specification.gives_labels:
-        answer = f"argmax in the engine, labels at {_at(session.specification.output.shape[1:], protocol.size)}"
+        answer = f"argmax in the engine, labels at {'x'.join(map(str, answer_size(session, protocol)))}"
         answer += ", nearest-neighbour to the ground truth's size where it differs" if protocol.upsample == "nearest" else ""
     return (
         f"whole image, {views}, {flip}; image bilinear to {protocol.size[0]}x{protocol.size[1]} where it differs, normalised; {answer}; "
@@ -93,7 +98,3 @@ def _require_size(session: Session, size: tuple[int, int], sizes: Sizes | None) 
     if sizes is not None and any(not least <= side <= most for least, side, most in zip(sizes.least, size, sizes.most, strict=True)):
         low, high = ("x".join(map(str, side)) for side in (sizes.least, sizes.most))
         raise InputError(f"{given} was asked for; this dynamic engine takes {low} to {high}: choose other --scales or --size, or export it for more")
-
-
-def _at(shape: tuple[int, ...], size: tuple[int, int]) -> str:
-    return "x".join(str(side if side > 0 else other) for side, other in zip(shape, size, strict=True))

@@ -119,12 +119,12 @@ def require_target(specification: Specification, target: Target) -> None:
     reads, gives = specification.input, specification.output
     as_image = target.input_contract == "image"
     sides = reads.shape[:3] if as_image else (*reads.shape[:1], *reads.shape[2:])
+    if as_image != (reads.dtype == "uint8") or (as_image and reads.shape[3:] != (3,)):
+        raise InputError(f"the engine reads {reads}; the target's input is {target.input_contract!r}: export with that input")
     if len(reads.shape) != 4 or sides != (target.batch, target.height, target.width):
         raise InputError(
             f"the engine reads {reads}; the target is batch {target.batch}, {target.height}x{target.width}: export for it, or give its --size"
         )
-    if as_image != (reads.dtype == "uint8") or (as_image and reads.shape[3] != 3):
-        raise InputError(f"the engine reads {reads}; the target's input is {target.input_contract!r}: export with that input")
     if len(gives.shape) != (3 if target.output_contract == "labels" else 4):
         raise InputError(f"the engine gives {gives}; the target's output is {target.output_contract!r}: export with that output")
 

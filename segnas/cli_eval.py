@@ -62,9 +62,10 @@ def evaluate(
     Example: segnas eval runs/quickstart/model.onnx --data-root runs/quickstart/streets --out runs/quickstart/eval
     """
     from segnas.data import open_dataset
-    from segnas.evaluating import RESULT_NAME, engine_evaluation, evaluation_lines, merged, official_text, read_part
+    from segnas.evaluating import RESULT_NAME, engine_evaluation, merged, official_text, read_part
     from segnas.files import plain, read_noun, require_writable, write_noun, write_text
     from segnas.report import Evaluation, ScoringProtocol
+    from segnas.score_lines import evaluation_lines
     from segnas.screen import RichScreen
     from segnas.submissions import submission_evaluation
     from segnas.target import parse_size
@@ -80,7 +81,7 @@ def evaluate(
         dataset, chosen = open_dataset(name, data_root, split), read_part(part, limit)
         with RichScreen().step(f"evaluating on {name} {split}") as progress:
             if predictions is not None:
-                found = submission_evaluation(predictions, dataset, part=chosen, workers=workers or 1, progress=progress)
+                found = submission_evaluation(predictions, dataset, part=chosen, workers=workers, progress=progress)
             else:
                 wish = ScoringProtocol(None if size is None else parse_size(size), upsample, align_corners, flip, _scales(scales))
                 found = engine_evaluation(files[0], dataset, protocol=wish, part=chosen, workers=workers, out=out, progress=progress)

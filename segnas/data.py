@@ -114,7 +114,7 @@ class Dataset:
     def decode(self, index: int, *, instances: bool = False) -> Decoded:
         """`read`, and with `instances` those of the sample too."""
         image, truth = self.read(index)
-        return Decoded(image, truth, read_instances(self.samples[index]) if instances else None)
+        return Decoded(image, truth, read_instances(self.samples[index], truth.shape) if instances else None)
 
 
 def open_dataset(name: str, root: Path, split: str) -> Dataset:
@@ -172,14 +172,16 @@ def instance_path(sample: Sample) -> Path | None:
     return sample.label.with_name(name.replace("_labelIds", "_instanceIds")) if sample.label is not None and "_labelIds" in name else None
 
 
-def read_instances(sample: Sample) -> NDArray[np.uint16]:
-    """The instance ids (H, W) beside a sample's label file: 1000 * label + number, or a label; InputError when missing or not one 16-bit channel."""
+def read_instances(sample: Sample, size: tuple[int, ...]) -> NDArray[np.uint16]:
+    """The instance ids (H, W) beside a label file: 1000 * label + number, or a label; InputError when missing, not grey or of another size."""
     path = instance_path(sample)
     if path is None:
         raise InputError(f"{sample.image}: its label file {sample.label} is not named *_labelIds.png, so there are no instances beside it.")
     pixels = _decoded(path)
     if pixels.ndim != 2 or pixels.dtype.itemsize > 2 or pixels.dtype.kind != "u":
         raise InputError(f"{path}: {_kind(pixels)}; expected a greyscale image of instance ids, 16-bit (1000 * label + number).")
+    if pixels.shape != size:
+        raise InputError(f"{path}: {pixels.shape[0]}x{pixels.shape[1]}, but its labels are {size[0]}x{size[1]}; they must be equal.")
     return pixels.astype(np.uint16, copy=False)
 
 

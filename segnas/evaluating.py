@@ -24,7 +24,6 @@ from segnas.runtime.evaluate import DATA_CHECK, accuracy_of, count_images, requi
 from segnas.runtime.processor import available_cores
 from segnas.runtime.protocol import described, settled
 from segnas.runtime.session import Session, open_session
-from segnas.target import Target
 
 RESULT_NAME = "evaluation.json"
 JOURNAL_NAME = "evaluation.jsonl"
@@ -47,9 +46,9 @@ class Part:
         return range(count * (self.number - 1) // self.of, count * self.number // self.of)
 
 
-def default_workers(target: Target) -> int:
-    """Threads that decode and count: the cores that the engine leaves free, at least 1 and at most 8 (our choice)."""
-    return max(1, min(MOST_WORKERS, available_cores() - target.threads))
+def default_workers(threads: int) -> int:
+    """Threads that decode and count: the cores that an engine of so many threads leaves free, at least 1 and at most 8 (our choice)."""
+    return max(1, min(MOST_WORKERS, available_cores() - threads))
 
 
 def evaluate_engine(path: Path, dataset: Dataset, *, progress: Progress | None = None) -> Accuracy:
@@ -81,7 +80,7 @@ def engine_evaluation(
     with closing(open_session(artefact, engine.target, sha256=engine.sha256)) as session:
         chosen = settled(session, protocol or ScoringProtocol(), engine.sizes)
         tally = Tally(dataset.labels, instances=dataset.has_instances)
-        threads = workers or default_workers(engine.target)
+        threads = workers or default_workers(engine.target.threads)
         _count(session, engine, dataset, indices, chosen, tally=tally, workers=threads, out=out, progress=progress)
         how = described(session, chosen)
     found = evaluation_of(tally, dataset, engine_sha256=engine.sha256, protocol=chosen, how=how)
@@ -134,34 +133,6 @@ def read_part(text: str | None, limit: int | None) -> Part:
 def official_text(found: Evaluation) -> str:
     """The JSON of the official script for an evaluation; see `segnas.official`."""
     return official_json(_matrix(found), found.instances)
-
-
-def evaluation_lines(found: Evaluation) -> list[str]:
-    """An evaluation for people: per class and category in per cent, its mean last, and how it was made."""
-    accuracy, by_class = found.accuracy, {score.name: score.iou for score in found.instance_classes.scores}
-    width = max(len(score.name) for score in (*accuracy.classes, *found.categories.scores))
-    with_instances = found.instances is not None
-    head = f"{'class':<{width}}     IoU{'    iIoU' if with_instances else ''}"
-    rows = [f"{s.name:<{width}} {_percent(s.iou)}{f' {_percent(by_class.get(s.name))}' if with_instances else ''}" for s in accuracy.classes]
-    by_category = {score.name: score.iou for score in found.instance_categories.scores}
-    groups = [
-        f"{s.name:<{width}} {_percent(s.iou)}{f' {_percent(by_category.get(s.name))}' if with_instances else ''}"
-        for s in found.categories.scores
-        if s.name != "void"
-    ]
-    means = f"mIoU {100 * accuracy.miou:.2f} %, categories {_percent(found.categories.mean).strip()} %"
-    means += f", iIoU {_percent(found.instance_classes.mean).strip()} %" if with_instances else ""
-    engine = f"engine sha256 {found.engine_sha256[:12]}; " if found.engine_sha256 else ""
-    return [
-        head,
-        *rows,
-        "",
-        f"{'category':<{width}}     IoU{'    iIoU' if with_instances else ''}",
-        *groups,
-        "",
-        f"{means}; pixel accuracy {100 * accuracy.pixel_accuracy:.2f} %; {accuracy.images} images of {accuracy.dataset} {accuracy.split}",
-        f"{engine}{accuracy.protocol}",
-    ]
 
 
 def images_sha256(dataset: Dataset) -> str:
@@ -266,10 +237,6 @@ def _matrix(found: Evaluation) -> ConfusionMatrix:
 
 def _indices(found: Evaluation) -> list[int]:
     return [index for start, stop in found.spans for index in range(start, stop)]
-
-
-def _percent(score: float | None) -> str:
-    return "     --" if score is None else f"{100 * score:7.2f}"
 
 
 def _bytes(path: Path | None) -> int:

@@ -52,7 +52,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Source and destination that go together; nothing is opened yet. `total` is 0 where it is not known."""
+    """Source and destination that go together; a video or camera is open, nothing is written yet. `total` is 0 where it is not known."""
 
     source: str
     out: Path
@@ -117,8 +117,8 @@ class Plan:
 def planned(source: str, out: Path, kind: Kind, *, most: int | None = None) -> Plan:
     """What goes where: an image to a file or a folder, a folder to a folder, a video or camera to a video, or frame by frame to a folder of labels.
 
-    InputError for a source that is missing, empty or of an unknown kind; RequirementError without that
-    camera; UsageError where the output does not fit the input, or is the input.
+    InputError for a source that is missing, empty or of an unknown kind; RequirementError without that camera; UsageError where the output does not
+    fit the input, or is the input.
     """
     path = Path(source)
     if source.startswith("camera:") and not path.exists():
@@ -188,11 +188,11 @@ def _frames(source: FrameSource, most: int | None) -> Iterator[Item]:
 class _Files:
     """Pictures as files, in the format that their suffix says."""
 
-    def __init__(self, path_of: Callable[[str], Path]) -> None:
-        self.path_of = path_of
+    def __init__(self, path_of: Callable[[str], Path], *, resume: bool) -> None:
+        self.path_of, self._resume = path_of, resume
 
     def has(self, name: str) -> bool:
-        return self.path_of(name).is_file()
+        return self._resume and self.path_of(name).is_file()
 
     def put(self, name: str, picture: Bytes) -> None:
         path = self.path_of(name)
@@ -213,8 +213,7 @@ class _VideoSink:
 
 def _file_sink(plan: Plan, overwrite: bool) -> Sink:
     _require_new(plan.out, overwrite)
-    plan.out.unlink(missing_ok=True)
-    return _Files(lambda name: plan.out)
+    return _Files(lambda name: plan.out, resume=False)
 
 
 def _folder_sink(plan: Plan, made_by: Mapping[str, Any], overwrite: bool) -> Sink:
@@ -223,7 +222,7 @@ def _folder_sink(plan: Plan, made_by: Mapping[str, Any], overwrite: bool) -> Sin
     What is to be overwritten is removed first: a folder never holds pictures of two engines, whenever it is killed.
     """
     record, wanted, ending = plan.out / RECORD_NAME, canonical_json(made_by), ENDINGS[plan.kind]
-    sink = _Files(lambda name: plan.out / f"{name}{ending}")
+    sink = _Files(lambda name: plan.out / f"{name}{ending}", resume=True)
     mine = [sink.path_of(name) for name, _ in plan.stills if sink.has(name)]
     mine += [] if plan.frames is None else sorted(plan.out.glob(f"{glob.escape(plan.frames.name)}_[0-9]*{ending}"))
     if overwrite:
@@ -234,7 +233,8 @@ def _folder_sink(plan: Plan, made_by: Mapping[str, Any], overwrite: bool) -> Sin
     held = read_json(record) if record.is_file() else {}
     told = differences(held, json.loads(wanted)) if held else []
     if told and any(plan.out.rglob(f"*{ENDINGS.get(held.get('as', plan.kind), ending)}")):
-        raise IncompatibleError(f"{plan.out} holds pictures of another prediction ({'; '.join(told)}); choose another --out, or remove them")
+        hint = "remove them" if overwrite else "add --overwrite"
+        raise IncompatibleError(f"{plan.out} holds pictures of another prediction ({'; '.join(told)}); choose another --out, or {hint}")
     write_text(record, wanted + "\n")
     return sink
 

@@ -19,7 +19,7 @@ from segnas.measuring import Progress
 from segnas.pictures import Item, Plan, Sink, planned
 from segnas.report import Engine, ScoringProtocol
 from segnas.runtime.predict import SCOPE, Kind, Look, look, predicted
-from segnas.runtime.protocol import batch_of, settled
+from segnas.runtime.protocol import answer_size, batch_of, settled
 from segnas.runtime.session import Session, open_session
 from segnas.timing import percentile
 
@@ -165,8 +165,8 @@ class _Work:
             return False
         train_ids = predicted(self._session, image, self._protocol)
         self._took(1000 * (time.perf_counter() - begun))
-        spec = self._session.specification
-        self.enlarged |= spec.gives_labels and spec.output.shape[1:] != image.shape[:2]
+        gives_labels, size = self._session.specification.gives_labels, answer_size(self._session, self._protocol)
+        self.enlarged |= gives_labels and size != image.shape[:2]
         waiting.append(pool.submit(self._written, item.name, image, train_ids))
         self.done += 1
         return True

@@ -72,7 +72,7 @@ def _lines(file: Path, schema: str) -> list[str]:
             accuracy = read_noun(file, Accuracy)
             return [f"mIoU {100 * accuracy.miou:.2f} %, {accuracy.images} images of {accuracy.dataset} {accuracy.split}"]
         case "segnas.evaluation":
-            from segnas.evaluating import evaluation_lines
+            from segnas.score_lines import evaluation_lines
 
             return evaluation_lines(read_noun(file, Evaluation))
         case _:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from segnas.data import Dataset, Sample, read_instances, read_label
 from segnas.errors import InputError
-from segnas.evaluating import Part, evaluation_of, require_truth
+from segnas.evaluating import Part, default_workers, evaluation_of, require_truth
 from segnas.labels import LabelSet
 from segnas.measuring import Progress
 from segnas.report import Evaluation
@@ -24,7 +24,7 @@ _COLOUR_TYPE, _PALETTE = 25, b"\x03"
 
 
 def submission_evaluation(
-    folder: Path, dataset: Dataset, *, part: Part | None = None, workers: int = 1, progress: Progress | None = None
+    folder: Path, dataset: Dataset, *, part: Part | None = None, workers: int | None = None, progress: Progress | None = None
 ) -> Evaluation:
     """Score the predictions of a folder: exactly one `NAME*.png` for each image, of raw ids, one channel, at the size of the truth.
 
@@ -42,7 +42,7 @@ def submission_evaluation(
         if truth.shape != predicted.shape:
             sizes = ("x".join(map(str, pixels.shape)) for pixels in (predicted, truth))
             raise InputError(f"{files[sample.name]}: {' where the ground truth is '.join(sizes)}; predict at the size of the images")
-        return truth, predicted, read_instances(sample) if instances else None
+        return truth, predicted, read_instances(sample, truth.shape) if instances else None
 
     def count(index: int, found: tuple[Bytes, Bytes, NDArray[np.uint16] | None], answer: Bytes) -> None:
         one = counted(index, found[0], answer, dataset.labels, found[2])
@@ -51,7 +51,8 @@ def submission_evaluation(
             if progress is not None:
                 progress(len(tally.indices), len(indices), "")
 
-    unreadable = overlapped(indices, read=read, infer=lambda group: [predicted for _, predicted, _ in group], count=count, workers=workers)
+    threads = workers or default_workers(0)
+    unreadable = overlapped(indices, read=read, infer=lambda group: [predicted for _, predicted, _ in group], count=count, workers=threads)
     require_readable(unreadable, len(tally.indices), "")
     _require_no_train_ids(folder, tally)
     return evaluation_of(tally, dataset, engine_sha256="", protocol=None, how=HOW)

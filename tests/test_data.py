@@ -18,6 +18,7 @@ from segnas.data import (
     normalise,
     open_dataset,
     read_image,
+    read_instances,
     read_label,
 )
 from segnas.errors import InputError, UsageError
@@ -60,6 +61,27 @@ def test_cityscapes_samples_in_order(drawn) -> None:
     assert sample.label is not None
     assert np.array_equal(image, np.array(Image.open(sample.image)))  # an independent decoder agrees, channel order included
     assert np.array_equal(ids, np.array(Image.open(sample.label)))
+
+
+def test_instances_lie_beside_the_labels(streets) -> None:
+    dataset = open_dataset("cityscapes", streets, "val")
+    assert not dataset.has_instances
+    assert dataset.decode(0).instances is None
+    places = [Path(str(sample.label).replace("_labelIds", "_instanceIds")) for sample in dataset.samples]
+    ids = np.arange(64 * 128, dtype=np.uint16).reshape(64, 128) * 4
+    write(places[0], ids)
+    assert not dataset.has_instances  # all or none
+    write(places[1], ids)
+    assert dataset.has_instances
+    assert np.array_equal(dataset.decode(0, instances=True).instances, ids)
+    write(places[1], np.zeros((64, 128, 3), np.uint8))
+    with pytest.raises(InputError, match=r"_instanceIds\.png: 3 channels of uint8; expected a greyscale image of instance ids"):
+        read_instances(dataset.samples[1], (64, 128))
+    write(places[1], ids[:-1])
+    with pytest.raises(InputError, match=r"_instanceIds\.png: 63x128, but its labels are 64x128"):
+        dataset.decode(1, instances=True)
+    with pytest.raises(InputError, match=r"not named \*_labelIds\.png"):
+        read_instances(Sample("a", places[0], places[0].with_name("a.png")), (64, 128))
 
 
 def test_camvid_layout_and_void(tmp_path) -> None:

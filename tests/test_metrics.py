@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segnas.data import open_dataset, read_label
 from segnas.errors import InputError
 from segnas.labels import CAMVID, CITYSCAPES
-from segnas.metrics import ConfusionMatrix, floors
+from segnas.metrics import ConfusionMatrix, floors, mean, pair_counts
 
 # Few values, so that classes are absent now and then: three void ids and five scored ones.
 MAPS = arrays.arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 1, 9, 7, 8, 23, 26, 33]))
@@ -120,6 +120,30 @@ def test_what_cannot_be_counted_is_refused() -> None:
     with pytest.raises(InputError, match="evaluate each data set apart"):
         _ = matrix + ConfusionMatrix(CAMVID)
     assert matrix.pixels == 0
+
+
+@given(st.integers(1, 256), st.integers(0, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_pairs_are_counted_as_numpy_does(side: int, height: int, width: int, seed: int) -> None:
+    first, second = np.random.default_rng(seed).integers(0, side, (2, height, width)).astype(np.uint8)
+    expected = np.bincount(first.ravel().astype(int) * side + second.ravel(), minlength=side * side).reshape(side, side)
+    assert np.array_equal(pair_counts(first, second, side), expected)
+
+
+def test_more_pixels_than_a_float_counts() -> None:
+    """2^24 + 1 is the first whole number that float32, in which OpenCV gives its histograms, does not have."""
+    many = np.full((1 << 12, (1 << 12) + 1), 33, np.uint8)
+    many[0, 0] = 7
+    counts = pair_counts(many, many, 34)
+    assert (int(counts[33, 33]), int(counts[7, 7]), int(counts.sum())) == (many.size - 1, 1, many.size)
+    with pytest.raises(RuntimeError, match="pixels were given"):
+        pair_counts(np.full((2, 2), 34, np.uint8), np.zeros((2, 2), np.uint8), 34)
+
+
+def test_the_mean_rounds_as_the_official_loop() -> None:
+    assert mean([0.1] * 10) == 0.9999999999999999 / 10  # math.fsum, and sum from Python 3.12 on, make 1.0 of ten tenths
+    assert mean([None, 0.5, None, 1.0]) == 0.75
+    assert mean([None]) is None
+    assert mean([]) is None
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,13 @@ def test_each_classic_error_is_recognised(dataset: Dataset, written: Callable[..
         submission_evaluation(written(change, "zurich"), dataset)
 
 
+def test_a_truth_with_an_unknown_id_is_refused(dataset: Dataset, written: Callable[..., Path]) -> None:
+    folder, label = written(), dataset.samples[0].label
+    assert cv2.imwrite(str(label), np.full((6, 8), 34, np.uint8))
+    with pytest.raises(InputError, match=r"aachen_000000_000019_gtFine_labelIds\.png: label values \[34\] are not cityscapes ids"):
+        submission_evaluation(folder, dataset)
+
+
 def test_a_palette_and_a_torn_file(dataset: Dataset, written: Callable[..., Path]) -> None:
     from PIL import Image
 
