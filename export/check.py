@@ -56,7 +56,7 @@ def checked_onnx(content: bytes, *, folder: Path | None, tensorrt: bool = True) 
     _require_valid(model)
     _require_ports(model)
     if tensorrt:
-        _require_tensorrt(model)
+        require_tensorrt(model)
     return model
 
 
@@ -236,8 +236,8 @@ def _require_profile(name: str, sides: list[int | str], height: int, sizes: Size
         )
 
 
-def _require_tensorrt(model: ModelProto) -> None:
-    """InputError for the two forms that are for ONNX Runtime's CPU alone."""
+def require_tensorrt(model: ModelProto) -> None:
+    """InputError for the two forms that are for ONNX Runtime's CPU alone: uint8 features, and labels by comparisons of uint8."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":

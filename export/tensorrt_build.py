@@ -74,7 +74,7 @@ def engine_from_onnx(
     wanted = settings or BuildSettings()
     require_settings(wanted, api)
     require_capabilities(api, capabilities, device)
-    model, changed = readable_graph(checked_onnx(content, folder=folder))
+    model, changed = readable_graph(checked_onnx(content, folder=folder, tensorrt=False))
     sizes = _ordered(sizes or declared_sizes(model))
     builder = _builder(api)
     network = _parsed(api, builder, model)

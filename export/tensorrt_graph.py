@@ -4,6 +4,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from segnas.errors import InputError
+from segnas.export.check import require_tensorrt
 from segnas.export.templates import argmax_template
 
 PLACE = "argmax/"
@@ -13,14 +14,18 @@ PLACE = "argmax/"
 def readable_graph(model: ModelProto) -> tuple[ModelProto, str]:
     """The same network as TensorRT can read it, and what was changed; the model itself and no words where nothing had to be.
 
+    InputError for features that are quantised for ONNX Runtime's CPU alone (`require_tensorrt`).
+
     For a CPU the labels may come out of a chain of comparisons over uint8 planes (`segnas.export.argmax`); TensorRT computes nothing in uint8
     ("the parsed type is int32 which does not match the ONNX specification type uint8"). Its ArgMax gives the same labels, the lowest on ties.
     """
     tail = _tail(model)
     if not tail or {node.op_type for node in tail} <= {"ArgMax", "Cast"}:
+        require_tensorrt(model)
         return model, ""
     changed = _without_tail(model)
     changed.graph.node.extend(_argmax(_logits(tail, model), model.graph.output[0].name))
+    require_tensorrt(changed)
     return changed, "labels by ArgMax"
 
 

@@ -125,7 +125,7 @@ def _proved(engine: Engine, artefact: Path, source: Path, dataset: Dataset | Non
 
 def _model(source: Path) -> ModelProto:
     """The ONNX file as TensorRT reads it."""
-    return readable_graph(checked_onnx(source.read_bytes(), folder=source.parent))[0]
+    return readable_graph(checked_onnx(source.read_bytes(), folder=source.parent, tensorrt=False))[0]
 
 
 # ---- ONNX files and packages
