@@ -240,6 +240,8 @@ def test_a_dataset_or_a_split_that_does_not_exist(made: Path, tmp_path: Path, ca
         "export": ["export", "--arch", made / "arch.json", "--weights", made / "weights.safetensors", "--size", "64x128", *data, *out],
         "bench": ["bench", engine, *data],
         "eval": ["eval", engine, *data],
+        "build": ["build", engine, "--runtime", "tensorrt-rtx", "--gpu", "8.9", *data],
+        "verify": ["verify", engine, "--run", *data],
         "compare": ["compare", "--given", "fast-scnn", *data, *out],
         "correlate": ["correlate", "cas-tiny", "--run", made / "run", *data, *out],
         "run": run_words(made, tmp_path),
