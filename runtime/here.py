@@ -73,11 +73,11 @@ def target_here(target: Target, facts: Mapping[str, str], allowed: Collection[st
 
 def _tensorrt(runtime: str) -> dict[str, str]:
     from segnas.runtime.pycuda_device import PycudaDevice
-    from segnas.runtime.tensorrt_library import tensorrt_library
+    from segnas.tensorrt_api import open_api
 
-    library, device = tensorrt_library(runtime), PycudaDevice()
+    api, device = open_api(runtime), PycudaDevice()
     try:
-        found = {"device": device.name, "runtime_version": str(library.__version__)}
+        found = {"device": device.name, "runtime_version": api.version}
         return found if runtime == "tensorrt-rtx" else found | dict(device.libraries)
     finally:
         device.close()

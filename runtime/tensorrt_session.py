@@ -19,10 +19,10 @@ from segnas.runtime.pycuda_device import NoGraph, PycudaDevice, StreamGraph
 from segnas.runtime.runtime_cache import cache_path, load_cache, save_cache
 from segnas.runtime.session import agreement, noise, require_image
 from segnas.runtime.tensorrt_engine import deserialised, made, specified
-from segnas.runtime.tensorrt_library import logger_of, said, tensorrt_library
 from segnas.runtime.tensorrt_target import options_here
 from segnas.runtime.trtexec import Query
 from segnas.target import Target
+from segnas.tensorrt_api import Api, open_api
 
 LEAST_AGREEMENT = 0.999  # share of values that a replay and a normal run of the same kernels must have in common
 _TOLERANCE = 1e-3  # of the largest logit
@@ -45,11 +45,10 @@ class TensorrtSession:
     GPU or version, InputError for one that is not what the target says, VerificationError where replays answer otherwise than normal runs.
     """
 
-    def __init__(self, content: bytes, target: Target, *, library: Any, device: PycudaDevice, kernels: Path | None = None) -> None:
+    def __init__(self, content: bytes, target: Target, *, api: Api, device: PycudaDevice, kernels: Path | None = None) -> None:
         self.target = target
-        self._library = library
+        self._api = api
         self._device: Any = device
-        self._logger = logger_of(library)
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
@@ -59,7 +58,7 @@ class TensorrtSession:
         self._told: list[str] = []
         self._holds_noise = False
         try:
-            options = options_here(target, str(library.__version__), device)
+            options = options_here(target, api.version, device)
             with device.active():
                 self._prepare(content, options["graph"], kernels)
         except BaseException:
@@ -144,17 +143,17 @@ class TensorrtSession:
         device = self._device
         self._notes = {"driver": device.driver, "compute_capability": device.capability}
         begun = device.host_ms()
-        self._runtime, self._engine, told = deserialised(content, self._library, self._logger, device)
+        self._runtime, self._engine, told = deserialised(content, self._api, device)
         self._told += told
         built_in = self.target.runtime == "tensorrt-rtx"
         cache: Any = None
         if built_in:
             self._context, cache = self._rtx_context(graph, kernels)
         else:
-            self._context = made(self._engine.create_execution_context(), "no execution context could be made", self._logger)
+            self._context = made(self._engine.create_execution_context(), "no execution context could be made", self._api.log)
         if hasattr(self._context, "nvtx_verbosity"):
-            self._context.nvtx_verbosity = self._library.ProfilingVerbosity.NONE  # an engine built with details enqueues slower with them
-        self.specification = specified(self.target, self._library, self._engine, self._context, self._logger)
+            self._context.nvtx_verbosity = self._api.module.ProfilingVerbosity.NONE  # an engine built with details enqueues slower with them
+        self.specification = specified(self.target, self._api, self._engine, self._context)
         self._buffers = self._bound()
         self._notes["open_ms"] = f"{device.host_ms() - begun:.1f}"
         self._prove(graph, built_in=built_in)
@@ -163,19 +162,19 @@ class TensorrtSession:
 
     def _rtx_context(self, graph: str, kernels: Path | None) -> tuple[Any, Any]:
         """A context that compiles every kernel at once, with its own CUDA graph where one is wanted, and the cache that it compiles into."""
-        library, engine = self._library, self._engine
-        config = made(engine.create_runtime_config(), "no runtime configuration could be made", self._logger)
+        library, engine = self._api.module, self._engine
+        config = made(engine.create_runtime_config(), "no runtime configuration could be made", self._api.log)
         strategy = library.CudaGraphStrategy.DISABLED if graph == "off" else library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         config.cuda_graph_strategy = strategy
         config.dynamic_shapes_kernel_specialization_strategy = library.DynamicShapesKernelSpecializationStrategy.EAGER
         if config.cuda_graph_strategy != strategy:
-            raise RequirementError(f"TensorRT-RTX did not take the CUDA graph strategy {strategy}: {said(self._logger)}")
+            raise RequirementError(f"TensorRT-RTX did not take the CUDA graph strategy {strategy}: {self._api.log.said()}")
         cache: Any = config.create_runtime_cache()
         self._notes["kernels"] = "not kept" if kernels is None else load_cache(cache, kernels)
-        said(self._logger)  # a cache that was refused is no error
+        self._api.log.said()  # a cache that was refused is no error
         if not config.set_runtime_cache(cache):
-            raise RequirementError(f"TensorRT-RTX did not take the runtime cache: {said(self._logger)}")
-        return made(engine.create_execution_context(runtime_config=config), "no execution context could be made", self._logger), cache
+            raise RequirementError(f"TensorRT-RTX did not take the runtime cache: {self._api.log.said()}")
+        return made(engine.create_execution_context(runtime_config=config), "no execution context could be made", self._api.log), cache
 
     def _bound(self) -> _Buffers:
         """Memory at addresses that stay, known to the context; what was had is given back where the rest cannot be."""
@@ -184,7 +183,7 @@ class TensorrtSession:
             for port in (self.specification.input, self.specification.output):
                 had.append(device.allocate(int(np.prod(port.shape)) * np.dtype(port.dtype).itemsize))
                 if not self._context.set_tensor_address(port.name, int(had[-1])):
-                    raise RequirementError(f"TensorRT did not take the address of {port.name!r}: {said(self._logger)}")
+                    raise RequirementError(f"TensorRT did not take the address of {port.name!r}: {self._api.log.said()}")
             host = [device.pinned(port.shape, port.dtype) for port in (self.specification.input, self.specification.output)]
         except BaseException:
             for buffer in had:
@@ -218,7 +217,7 @@ class TensorrtSession:
         try:
             self._graph = self._device.capture(self._enqueued)
         except NoGraph as error:
-            self._without_graph(graph, f"{error}{f' ({heard})' if (heard := said(self._logger)) else ''}")
+            self._without_graph(graph, f"{error}{f' ({heard})' if (heard := self._api.log.said()) else ''}")
         else:
             self._notes["cuda_graph"] = "on, recorded from the stream"
 
@@ -237,11 +236,11 @@ class TensorrtSession:
 
     def _plainly(self, buffers: _Buffers, image: NDArray[Any]) -> NDArray[Any]:
         """What a second context without any graph answers; it is given back at once."""
-        context = made(self._engine.create_execution_context(), "no second execution context could be made", self._logger)
+        context = made(self._engine.create_execution_context(), "no second execution context could be made", self._api.log)
         ports = ((self.specification.input, buffers.reads), (self.specification.output, buffers.gives))
         taken = context.set_input_shape(self.specification.input.name, self.specification.input.shape)
         if not (taken and all(context.set_tensor_address(port.name, int(buffer)) for port, buffer in ports)):
-            raise RequirementError(f"a second context did not take shapes or addresses: {said(self._logger)}")
+            raise RequirementError(f"a second context did not take shapes or addresses: {self._api.log.said()}")
         return self._answer(buffers, image, lambda: self._require_enqueued(context))
 
     def _answer(self, buffers: _Buffers, image: NDArray[Any], launch: Callable[[], None] | None = None) -> NDArray[Any]:
@@ -271,7 +270,7 @@ class TensorrtSession:
     def _require_enqueued(self, context: Any) -> None:
         if not context.execute_async_v3(self._device.stream):
             raise RequirementError(
-                f"TensorRT refused to run the engine: {said(self._logger) or 'it does not say why'}; the answer would be a stale one"
+                f"TensorRT refused to run the engine: {self._api.log.said() or 'it does not say why'}; the answer would be a stale one"
             )
 
     def _replay(self, times: int) -> None:
@@ -309,6 +308,6 @@ def open_tensorrt(content: bytes, target: Target, sha256: str | None, path: Path
         )
     if not content:
         raise InputError("the engine is empty (0 bytes); build it again")
-    library = tensorrt_library(target.runtime)
+    api = open_api(target.runtime)
     kernels = cache_path(path) if path is not None and target.runtime == "tensorrt-rtx" else None
-    return TensorrtSession(content, target, library=library, device=PycudaDevice(), kernels=kernels)
+    return TensorrtSession(content, target, api=api, device=PycudaDevice(), kernels=kernels)

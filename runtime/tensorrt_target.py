@@ -1,12 +1,10 @@
 """The target that a CUDA device is by TensorRT or TensorRT-RTX: what a time of it depends on."""
 
-from typing import Any
-
 from segnas.runtime.pycuda_device import PycudaDevice
 from segnas.runtime.requirements import chosen_options, defaults, require_fields, require_here
 from segnas.runtime.targets import target_on_device
-from segnas.runtime.tensorrt_library import tensorrt_library
 from segnas.target import PRECISIONS, Target
+from segnas.tensorrt_api import Api, open_api
 
 OPTIONS = {"graph": ("auto", "on", "off")}
 """`graph`: whether the engine is replayed as a CUDA graph; `auto` takes one where it can be had, and the conditions say whether it was."""
@@ -24,17 +22,17 @@ def tensorrt_target(
     output_contract: str = "labels",
     batch: int = 1,
     scope: str = "gpu",
-    library: Any = None,
+    api: Api | None = None,
     device: PycudaDevice | None = None,
 ) -> Target:
     """The target that this machine's CUDA device is, with `tensorrt` or `tensorrt-rtx` as installed; RequirementError where either is missing."""
-    library = library or tensorrt_library(runtime)
+    api = api or open_api(runtime)
     here = device or PycudaDevice()
     try:
         return target_on_device(
             here.name,
             runtime,
-            str(library.__version__),
+            api.version,
             height,
             width,
             precision=precision,

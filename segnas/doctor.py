@@ -112,17 +112,25 @@ def onnxruntime_cuda_check(providers: Sequence[str]) -> Check:
 
 def _tensorrt() -> tuple[Check, ...]:
     def package(name: str, module: str, install: str, serves: str) -> Check:
-        if importlib.util.find_spec(module) is None:
+        try:
+            there = importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:  # of a parent package
+            there = False
+        if not there:
             return Check(name, "not installed", False, install)
+        module = module.partition(".")[0]
         found = sorted(f"{d} {metadata.version(d)}" for d in metadata.packages_distributions().get(module, ()))
         return Check(name, ", ".join(found) or "installed", True, serves)
 
     anywhere = "`segnas build` makes engines here for RTX GPUs, also without one; running one needs its GPU"
+    beside = 'pip install "segnas[tensorrt]"'
     return (
         package("tensorrt-rtx", "tensorrt_rtx", 'pip install "segnas[tensorrt-rtx]"', anywhere),
         package(
             "tensorrt", "tensorrt", 'pip install "segnas[tensorrt]", on a machine with an NVIDIA GPU', "`segnas build` makes engines for the GPU here"
         ),
+        package("pycuda", "pycuda", f"engines of TensorRT and TensorRT-RTX run by it: {beside}", "runs engines of TensorRT and TensorRT-RTX"),
+        package("cuda-bindings", "cuda.bindings", f"without it TensorRT runs without CUDA graphs: {beside}", "records CUDA graphs of TensorRT"),
     )
 
 

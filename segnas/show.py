@@ -65,6 +65,10 @@ def _lines(file: Path, schema: str) -> list[str]:
             from segnas.page import text_summary
 
             return [text_summary(read_noun(file, Report))]
+        case "segnas.benchmark":
+            from segnas.bench_page import benchmark_text, read_benchmark
+
+            return [benchmark_text(read_benchmark(file))]
         case "segnas.timing":
             timing = read_noun(file, Timing)
             return [f"median {timing.median_ms:.3f} ms ({timing.fps:.1f} FPS), {timing.runs} runs, {timing.scope}"]
@@ -76,7 +80,7 @@ def _lines(file: Path, schema: str) -> list[str]:
 
             return evaluation_lines(read_noun(file, Evaluation))
         case _:
-            allowed = "architectures, tables, engines, timings, accuracies, evaluations, reports and searches of segnas"
+            allowed = "architectures, tables, engines, timings, benchmarks, accuracies, evaluations, reports and searches of segnas"
             raise InputError(f"{file} has schema {schema or 'none'!r}; shown are {allowed}")
 
 

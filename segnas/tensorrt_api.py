@@ -25,6 +25,7 @@ class Log:
 
     def __init__(self) -> None:
         self._lines: list[tuple[str, str]] = []
+        self._told = 0
 
     def add(self, severity: str, text: str) -> None:
         """Keep a line, unless it is mere information."""
@@ -38,6 +39,11 @@ class Log:
     def errors(self, since: int) -> tuple[str, ...]:
         """Errors that came after a mark."""
         return tuple(text for severity, text in self._lines[since:] if severity in _BAD)
+
+    def said(self) -> str:
+        """Errors since this was last asked, in a line; empty for none."""
+        found, self._told = self.errors(self._told), self.mark()
+        return "; ".join(list(dict.fromkeys(found))[:3])
 
     def warnings(self, since: int) -> tuple[str, ...]:
         """Warnings that came after a mark, each once."""

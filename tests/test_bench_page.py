@@ -24,6 +24,7 @@ from segnas.errors import InputError
 from segnas.files import read_noun, write_noun
 from segnas.report import Accuracy, ClassScore, Engine, Timing
 from segnas.runtime.versus import Versus
+from segnas.show import shown
 from segnas.target import Target
 
 EVIL = '<script>alert("it\'s")</script> & $x$'
@@ -118,6 +119,7 @@ def test_a_benchmark_comes_back_from_its_folder(tmp_path):
     write_benchmark(CPU_RUN, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"bench.json", "report.html", "report.txt"}
     assert read_benchmark(tmp_path / "run") == read_benchmark(tmp_path / "run" / "bench.json") == CPU_RUN
+    assert shown(tmp_path / "run" / "bench.json").lines == [benchmark_text(CPU_RUN)]
     assert (tmp_path / "run" / "report.txt").read_text() == benchmark_text(CPU_RUN)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no bench\.json and no report\.json; make one with `segnas bench ENGINE --out"):

@@ -1,7 +1,7 @@
 """A simulated GPU under pycuda, cuda-bindings and TensorRT: what is enqueued happens when it is waited for, and not before.
 
 Engines are JSON and compute `logits` as twice the image, or `labels` as its largest channel. The library has the names of a recorded release of the
-real one and no others (`tensorrt_surfaces.json`), so that what calls a name of another release fails here too. `World.fault` is what goes wrong.
+real one and no others (tests/export/surfaces), so that what calls a name of another release fails here too. `World.fault` is what goes wrong.
 """
 
 import enum
@@ -9,12 +9,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-SURFACES: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_name("tensorrt_surfaces.json").read_text())
-RELEASES = tuple(SURFACES)
+from segnas.gpus import Runtime
+from segnas.tensorrt_api import api_of
+
+RECORDED = Path(__file__).parent.parent / "export" / "surfaces"
+TENSORRT = ("tensorrt 10.12.0.36", "tensorrt 10.16.1.11", "tensorrt 11.4.0.106")
+RTX = "tensorrt-rtx 1.7.1.116"
+RELEASES = (*TENSORRT, RTX)
 JIT_MS = 900.0
 MS = 0.4
 
@@ -34,6 +39,7 @@ class World:
         self.driver: Any = driver_of(self)
         self.bindings: Any = None if fault == "no bindings" else bindings_of(self)
         self.library: Any = library_of(self)
+        self.api = api_of(cast(Runtime, self.runtime), self.library)
 
     def require_current(self) -> None:
         assert self.stack[-1:] == ["primary"], "the primary context is not current"
@@ -254,9 +260,16 @@ def plan(world: World, reads: tuple[int, ...], *, labels: bool, as_image: bool =
     return json.dumps(told | changes).encode()
 
 
+def _surface(release: str) -> dict[str, set[str]]:
+    """The public names of each class of that release; those of the module itself under `module`."""
+    recorded = json.loads((RECORDED / f"{release.replace(' ', '-')}.json").read_text(encoding="utf-8"))
+    classes = {name: {member for part in spec.values() for member in part if isinstance(member, str)} for name, spec in recorded["classes"].items()}
+    return {**classes, "module": {*classes, *recorded["functions"]}}
+
+
 def library_of(world: World) -> Any:
     """A module like tensorrt or tensorrt_rtx of that release."""
-    surface, is_rtx = SURFACES[world.release], world.runtime == "tensorrt-rtx"
+    surface, is_rtx = _surface(world.release), world.runtime == "tensorrt-rtx"
 
     class Surfaced:
         """Has the public names of the real class, and no others."""
@@ -275,7 +288,7 @@ def library_of(world: World) -> Any:
             world.log.append(f"free {type(self).__name__}")
 
     def named(name: str) -> Any:
-        values = [value for value in surface.get(name, ()) if value.isupper()]
+        values = sorted(value for value in surface.get(name, ()) if value.isupper())
         return enum.IntEnum(name, {value: 2**index for index, value in enumerate(values)}) if values else None
 
     enums = {

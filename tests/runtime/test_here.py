@@ -59,7 +59,7 @@ def test_an_engine_of_tensorrt_rtx_takes_the_device_that_it_is_timed_on():
     [
         (dataclasses.replace(HERE, options=(("provider", CUDA_PROVIDER),)), "provider 'CUDAExecutionProvider' was asked for; this build"),
         (dataclasses.replace(HERE, options=(("provider", TENSORRT_PROVIDER),)), "provider 'TensorrtExecutionProvider' was asked for; this build"),
-        (dataclasses.replace(RTX, runtime="tensorrt"), "needs the Python package tensorrt"),
+        (dataclasses.replace(RTX, runtime="tensorrt"), "TensorRT is not installed here"),
         (dataclasses.replace(HERE, runtime="torch", options=()), "PyTorch on a GPU needs an NVIDIA GPU"),
     ],
 )

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import re
 import sys
-import types
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -23,11 +22,11 @@ from segnas.runtime.gpu_samples import UnsteadyWarning
 from segnas.runtime.pycuda_device import PycudaDevice
 from segnas.runtime.runtime_cache import cache_path
 from segnas.runtime.session import Session, Specification, open_session
-from segnas.runtime.tensorrt_library import tensorrt_library
 from segnas.runtime.tensorrt_session import TensorrtSession, open_tensorrt
 from segnas.runtime.tensorrt_target import tensorrt_target
 from segnas.runtime.trtexec import records
 from segnas.target import Target
+from segnas.tensorrt_api import open_api
 
 
 def loaded(name: str) -> Any:
@@ -41,7 +40,7 @@ def loaded(name: str) -> Any:
 
 
 fake, FakeDevice = loaded("fake_tensorrt"), loaded("fake_device").FakeDevice
-RELEASES, TENSORRT, RTX = fake.RELEASES, fake.RELEASES[:2], fake.RELEASES[2]
+RELEASES, TENSORRT, RTX = fake.RELEASES, fake.TENSORRT, fake.RTX
 pytestmark = pytest.mark.filterwarnings("ignore::segnas.runtime.gpu_samples.UnsteadyWarning")
 
 
@@ -60,7 +59,7 @@ class Simulated:
     def target(self, height: int = 8, width: int = 16, **changes: Any) -> Target:
         device = self.device()
         options = {"output_contract": "logits"} | changes
-        found = tensorrt_target(self.world.runtime, height, width, library=self.world.library, device=device, **options)
+        found = tensorrt_target(self.world.runtime, height, width, api=self.world.api, device=device, **options)
         device.close()
         return found
 
@@ -71,7 +70,7 @@ class Simulated:
 
     def open(self, target: Target, kernels: Path | None = None, content: bytes | None = None) -> TensorrtSession:
         content = self.engine(target) if content is None else content
-        return TensorrtSession(content, target, library=self.world.library, device=self.device(), kernels=kernels)
+        return TensorrtSession(content, target, api=self.world.api, device=self.device(), kernels=kernels)
 
 
 class Real:
@@ -80,7 +79,7 @@ class Real:
     def __init__(self, runtime: str) -> None:
         self.runtime = runtime
         try:
-            self.library = tensorrt_library(runtime)
+            self.library = open_api(runtime).module
             PycudaDevice().close()
         except RequirementError as error:
             pytest.skip(str(error))
@@ -446,33 +445,12 @@ def test_an_engine_is_opened_only_by_its_manifest():
         open_session(b"", target, sha256=hashlib.sha256(b"").hexdigest())
 
 
-@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_a_library_that_is_missing_or_too_old_says_what_to_install(monkeypatch, runtime):
-    module = runtime.replace("-", "_")
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(RequirementError, match=rf"needs the Python package {module}.*pip install segnas\[{runtime}\]"):
-        tensorrt_library(runtime)
-    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(__version__="1.6.0" if "rtx" in module else "10.3.0.26"))
-    with pytest.raises(RequirementError, match="or newer is needed"):
-        tensorrt_library(runtime)
-
-
 def test_without_pycuda_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    monkeypatch.setattr("segnas.runtime.tensorrt_session.tensorrt_library", lambda runtime: types.SimpleNamespace(__version__="11.4.0.106"))
-    content, target = b"engine", Simulated(TENSORRT[1]).target()
+    made = Simulated(TENSORRT[1])
+    monkeypatch.setattr("segnas.runtime.tensorrt_session.open_api", lambda runtime: made.world.api)
+    content, target = b"engine", made.target()
     with pytest.raises(RequirementError, match=r"by way of pycuda, which cannot be imported here .*pip install segnas\[tensorrt\]") as caught:
         open_tensorrt(content, target, hashlib.sha256(content).hexdigest())
     assert caught.value.exit_code == 3
-
-
-def test_the_recorded_names_are_those_of_the_installed_library():
-    trt = pytest.importorskip("tensorrt_rtx")
-    if trt.__version__ not in RTX:
-        pytest.skip(f"recorded is {RTX}, installed {trt.__version__}")
-    for name, members in fake.SURFACES[RTX].items():
-        if name == "module":
-            assert all(hasattr(trt, member) for member in members)
-        else:
-            assert set(members) <= {member for member in dir(getattr(trt, name)) if not member.startswith("_")}
