@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -31,8 +30,9 @@ from segnas.depthwise import DepthwiseConv2d
 from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.export.folding import folded_module
 from segnas.export.graph import MOST_CLASSES
+from segnas.export.kept import keep, kept
 from segnas.export.templates import cache_folder, quiet
-from segnas.files import plain, write_bytes
+from segnas.files import plain
 from segnas.network import Network, initialised, weights_digest
 from segnas.ops import build
 from segnas.target import Target
@@ -52,11 +52,11 @@ def package_from_network(network: Network, target: Target, *, metadata: Mapping[
     """
     _require(network, target)
     path = _path(network, target, dict(metadata or {}), cache or cache_folder().with_name("packages"))
-    kept = _read(path)
-    if kept is not None:
-        return kept
+    found = kept(path)
+    if found is not None:
+        return found
     content = _compiled(network, target, dict(metadata or {}))
-    _write(path, content)
+    keep(path, content)
     return content
 
 
@@ -211,21 +211,3 @@ def _stamp() -> str:
 def _path(network: Network, target: Target, metadata: dict[str, str], folder: Path) -> Path:
     parts = [_stamp(), network.architecture.digest, weights_digest(network.state_dict()), canonical_json(plain(target)), canonical_json(metadata)]
     return folder / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:32]}.package"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Keep the package behind its sha256, compressed (1 to 2 MB instead of 2 to 5). A folder that cannot be written is no error."""
-    try:
-        write_bytes(path, hashlib.sha256(content).digest() + zlib.compress(content, 1))
-    except RequirementError:
-        return
-
-
-def _read(path: Path) -> bytes | None:
-    """The package; None where it is not there or is not, byte for byte, what was written: it is native code, and is loaded into this process."""
-    try:
-        stored = path.read_bytes()
-        content = zlib.decompress(stored[32:])
-    except (OSError, zlib.error):
-        return None
-    return content if hashlib.sha256(content).digest() == stored[:32] else None

@@ -22,7 +22,7 @@ from segnas.cli_sampling import sample
 from segnas.errors import UsageError
 from segnas.target import CPU_BACKENDS, GPU_BACKENDS
 
-HALF_PRECISION = ("torch", "aotinductor-cuda")
+HALF_PRECISION = ("torch", "aotinductor-cuda", "tensorrt", "tensorrt-rtx")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -175,9 +175,11 @@ def spaces(classes: int, as_json: bool) -> None:
     type=click.Choice([*CPU_BACKENDS, *GPU_BACKENDS]),
     default="onnxruntime",
     show_default=True,
-    help="What runs the networks: on this CPU, or (torch, and what ends in -cuda) on a CUDA GPU.",
+    help="What runs the networks: on this CPU (onnxruntime, aotinductor), or on a CUDA GPU.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16 by torch and aotinductor-cuda only.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16 on a CUDA GPU only, not by onnxruntime-cuda."
+)
 @click.option("--strict", is_flag=True, help="Refuse to measure on a machine that is not quiet.")
 @SEED
 @JSON

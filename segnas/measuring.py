@@ -5,17 +5,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 
 from segnas.apart import measured_apart, sure_of
 from segnas.arch import Architecture, Operation
+from segnas.cuda_driver import first_device
 from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.export.graph import graph_sha256, onnx_from_network
 from segnas.export.manifest import read_engine, versions
 from segnas.export.templates import templates
-from segnas.files import require_writable
+from segnas.files import require_writable, write_bytes
 from segnas.latency import LatencyTable, Prepare, Timed, profile_command
 from segnas.latency_tables.compose import calibrate, reference_ms
 from segnas.latency_tables.interpolate import interpolate
@@ -36,6 +37,8 @@ from segnas.search.draws import networks as random_networks
 from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Space
 from segnas.target import GPU_BACKENDS, Target
+from segnas.tensorrt_api import MODULES as TENSORRT
+from segnas.tensorrt_api import open_api
 from segnas.timing import Measured, cpu_times, disturbance
 
 Progress = Callable[[int, int, str], None]
@@ -65,12 +68,17 @@ def prepare_probe(architecture: Architecture, target: Target) -> Timed:
 
 
 def engine_from_network(network: Network, target: Target, *, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The engine's file for that target: ONNX, or a package of AOTInductor."""
+    """The engine's file for that target: ONNX, a package of AOTInductor, or an engine of TensorRT for the GPU here."""
     if target.runtime == "aotinductor":
         from segnas.export.aotinductor import package_from_network
 
         return package_from_network(network, target, metadata=metadata)
-    return onnx_from_network(network, target, metadata=metadata)
+    content = onnx_from_network(network, target, metadata=metadata)
+    if target.runtime in TENSORRT:
+        from segnas.export.tensorrt_probes import probe_engine
+
+        return probe_engine(content, open_api(target.runtime), first_device())
+    return content
 
 
 def graph_hashes(target: Target) -> Callable[[Operation], str]:
@@ -86,16 +94,22 @@ def export_operations(operations: Sequence[Operation], target: Target, progress:
 def export_probes(operations: Sequence[Operation], target: Target, progress: Progress, networks: Sequence[Architecture] = ()) -> None:
     """Export all that the probes of these operations hold.
 
-    For AOTInductor, compile the probes, the sentinel and these networks, several at a time: nothing compiles while something is timed.
+    For AOTInductor, compile the probes, the sentinel and these networks, several at a time, and for TensorRT build their engines: nothing compiles
+    while something is timed.
     """
     plan = designs(operations, target)
     export_operations((*operations, *probe_operations(plan)), target, progress)
+    probes = [(rung.architecture, rung.target(target)) for made in plan for rung in made.rungs]
+    whole = [(sentinel_architecture(), sentinel_target(target)), *((architecture, target) for architecture in networks)]
     if target.runtime == "aotinductor":
         from segnas.export.aotinductor import compile_probes
 
-        probes = [(rung.architecture, rung.target(target)) for made in plan for rung in made.rungs]
-        whole = [(sentinel_architecture(), sentinel_target(target)), *((architecture, target) for architecture in networks)]
         compile_probes([*whole, *probes], progress=lambda done, total: progress(done, total, "compiling networks"))
+    elif target.runtime in TENSORRT:
+        from segnas.export.tensorrt_probes import build_probes
+
+        api, device = open_api(target.runtime), first_device()
+        build_probes([*whole, *probes], api, device, progress=lambda done, total: progress(done, total, "building engines"))
 
 
 def naming_operations(progress: Progress) -> Callable[[int, int, Operation], None]:
@@ -187,8 +201,21 @@ def make_table(
     if around is not None:
         found = {"others_cores": f"{around.others_cores:.2f}", "stolen": f"{around.stolen:.4f}"}
         table = replace(table, provenance=tuple(sorted({**dict(table.provenance), **found}.items())))
+    table = _with_timing_cache(table, out)
     save_table(out, table)
     return table
+
+
+def _with_timing_cache(table: LatencyTable, out: Path) -> LatencyTable:
+    """The table with the sha256 of TensorRT's timing cache, which is put beside it: which kernels were timed was decided by what it holds."""
+    device = first_device() if table.target.runtime == "tensorrt" else None
+    if device is None:
+        return table
+    from segnas.export.tensorrt_probes import timing_cache_of
+
+    content = timing_cache_of(open_api(table.target.runtime), device)
+    write_bytes(out.with_suffix(".timing-cache"), content)
+    return replace(table, provenance=tuple(sorted({**dict(table.provenance), "timing_cache": hashlib.sha256(content).hexdigest()}.items())))
 
 
 def interpolate_tables(
@@ -288,6 +315,10 @@ def gpu_target(
         from segnas.runtime.torch_session import torch_target as make
     elif backend == "aotinductor-cuda":
         from segnas.runtime.aotinductor_session import aotinductor_cuda_target as make
+    elif backend in TENSORRT:
+        from segnas.runtime.tensorrt_target import tensorrt_target
+
+        make = partial(tensorrt_target, backend)
     else:
         from segnas.runtime.onnxruntime_cuda_target import onnxruntime_cuda_target as make
     return make(height, width, precision=precision, output_contract=output_contract, batch=batch, scope=scope)

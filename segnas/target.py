@@ -9,7 +9,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 INPUT_CONTRACTS = ("normalised", "image")
 OUTPUT_CONTRACTS = ("labels", "logits")
 CPU_BACKENDS = ("onnxruntime", "aotinductor")
-GPU_BACKENDS = ("torch", "aotinductor-cuda", "onnxruntime-cuda")
+GPU_BACKENDS = ("torch", "aotinductor-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 """What can be profiled and opened, named as `Target.backend` is: on the CPU, and on a CUDA device."""
 
 CUDA_PROVIDER = "CUDAExecutionProvider"

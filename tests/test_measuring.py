@@ -1,5 +1,6 @@
 """Where the parts are joined: which file a target's engine is, what is compiled before the clock runs, and which target this machine is."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,14 @@ def target() -> Target:
     return Target("a CPU", "aotinductor", "2.13.0", "fp32", 64, 128)
 
 
-@pytest.mark.parametrize("runtime", ["aotinductor", "onnxruntime"])
+@pytest.mark.parametrize("runtime", ["aotinductor", "tensorrt", "onnxruntime"])
 def test_everything_that_is_timed_was_compiled_before(monkeypatch, tmp_path: Path, target, runtime):
     """Compilers take the cores that the clock needs: every probe, the sentinel and every calibration network is compiled first, or never."""
     target = replace(target, runtime=runtime)
     compiled: list[tuple[Architecture, Target]] = []
     opened: set[tuple[Architecture, Target]] = set()
 
-    def compile_probes(probes: Any, *, progress: Any) -> int:
+    def compile_probes(probes: Any, *given: Any, progress: Any) -> int:
         assert not opened
         compiled.extend(probes)
         progress(len(compiled), len(compiled))
@@ -50,6 +51,10 @@ def test_everything_that_is_timed_was_compiled_before(monkeypatch, tmp_path: Pat
     monkeypatch.setattr(measuring, "templates", lambda *_, **__: [])
     monkeypatch.setattr(measuring, "graph_hashes", lambda _: lambda operation: operation.digest)
     monkeypatch.setattr("segnas.export.aotinductor.compile_probes", compile_probes)
+    monkeypatch.setattr("segnas.export.tensorrt_probes.build_probes", compile_probes)
+    monkeypatch.setattr("segnas.export.tensorrt_probes.timing_cache_of", lambda *_: b"timed")
+    monkeypatch.setattr(measuring, "open_api", lambda _: None)
+    monkeypatch.setattr(measuring, "first_device", lambda: object())
     monkeypatch.setattr("segnas.latency_tables.sentinel.clocks_ms", lambda: (0.0, 0.0))
     services = Services(prepare, lambda *_: 1.0, lambda *_: 1.0)
     said: list[str] = []
@@ -64,10 +69,12 @@ def test_everything_that_is_timed_was_compiled_before(monkeypatch, tmp_path: Pat
         progress=lambda done, total, text: said.append(text),
     )
     assert table.calibration.probes
-    if runtime == "aotinductor":
+    if runtime != "onnxruntime":
         assert opened <= set(compiled)
         assert any(architecture == sentinel_architecture() for architecture, _ in compiled)
-        assert said[0] == "compiling networks"
+        assert said[0] == {"aotinductor": "compiling networks", "tensorrt": "building engines"}[runtime]
+        assert (tmp_path / "t.timing-cache").is_file() == (runtime == "tensorrt")
+        assert dict(table.provenance).get("timing_cache", "") == (hashlib.sha256(b"timed").hexdigest() if runtime == "tensorrt" else "")
     else:
         assert not compiled
 
@@ -99,3 +106,8 @@ def test_every_gpu_backend_makes_its_target(monkeypatch):
     ):
         monkeypatch.setattr(f"segnas.runtime.{place}", lambda *size, **options: (*size, options["precision"], options["scope"]))
         assert gpu_target(backend, 8, 16, precision="fp16") == (8, 16, "fp16", "gpu")
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        monkeypatch.setattr(
+            "segnas.runtime.tensorrt_target.tensorrt_target", lambda runtime, *size, **options: (runtime, *size, options["precision"])
+        )
+        assert gpu_target(backend, 8, 16, precision="fp16") == (backend, 8, 16, "fp16")

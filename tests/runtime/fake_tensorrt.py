@@ -242,7 +242,7 @@ def bindings_of(world: World) -> Any:
 
 
 def plan(world: World, reads: tuple[int, ...], *, labels: bool, as_image: bool = False, **changes: Any) -> bytes:
-    """An engine for that GPU and release; -1 is a side that may vary between `least` and `most`."""
+    """An engine for that GPU and release; -1 is a side that may vary between `least` and `most`, `ms` is how long it takes (default: the world's)."""
     size = reads[1:3] if as_image else reads[2:]
     channels = reads[3] if as_image else reads[1]
     gives = [reads[0], *size] if labels else [reads[0], channels, *size]
@@ -385,7 +385,7 @@ def library_of(world: World) -> Any:
                 cache._content = f"kernels of {world.version}".encode()
             own_graph = is_rtx and self._config is not None and self._config.cuda_graph_strategy != enums["CudaGraphStrategy"].DISABLED
             stale = world.fault == "stale" and own_graph and self._runs > 1
-            world.enqueue((lambda: None) if stale else self._compute, world.ms)
+            world.enqueue((lambda: None) if stale else self._compute, self._engine._told.get("ms", world.ms))
             return True
 
         def _compute(self) -> None:
