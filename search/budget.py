@@ -13,14 +13,18 @@ from segnas.search import knapsack
 from segnas.search import rules as ruling
 from segnas.search.derive import score_of, under_budget
 from segnas.search.draws import networks
+from segnas.search.path_decode import PathDecoder
 from segnas.search.prices import Priced, within_all
 from segnas.search.space import Derived, Genotype, Space
+from segnas.search.trellis import trellis_of
 from segnas.timing import Measured, percentile
 
 Measure = Callable[[Architecture], Measured]
 DRAWS = 200
 WINDOW = 0.02
 """How far under its upper end, as a share of the budget, a measured network is still what was asked for; our choice."""
+EVALUATIONS = 50_000
+"""Of prices in a local search; a tenth of that in a trellis, whose prices take longer; our choice."""
 USUAL_SD = 0.005
 """Relative standard deviation of a measured mean, before one is known."""
 
@@ -103,10 +107,11 @@ def meet_budget(
     """The most probable network whose *measured* latency is under the budget by twice the noise of its mean, and by at most `window` more.
 
     `scores` are log-probabilities a decision; the first of `limits` is the budget, the others are kept by what they expect. First the best network by
-    the table is derived, exactly where the price is a sum over groups of decisions (multiple-choice knapsack), and measured; then the measured one
-    nearest to the budget is trimmed or grown by one decision, the one that costs the least score, at its prices times what the clock said of it; at
-    most `most` measurements, no network twice. Where none lands in the window, the slowest measured network under its upper end is taken, else the
-    slowest within the budget. InputError where even the fastest measured network is over the budget, or the table knows none within it.
+    the table is derived, exactly where the price is a sum over groups of decisions (multiple-choice knapsack), or is one given a path, and measured;
+    then the measured one nearest to the budget is trimmed or grown by one decision, the one that costs the least score, at its prices times what the
+    clock said of it; at most `most` measurements, no network twice. Where none lands in the window, the slowest measured network under its upper end
+    is taken, else the slowest within the budget. InputError where even the fastest measured network is over the budget, or the table knows none
+    within it.
     """
     aim, budget = _Aim(space, scores, limits, window, seed), limits[0].limit
     tried: list[_Tried] = []
@@ -156,7 +161,11 @@ class _Aim:
     """Proposes networks for a budget, each one once."""
 
     def __init__(self, space: Space, scores: Mapping[str, tuple[float, ...]], limits: tuple[Priced, ...], window: float, seed: int) -> None:
-        self.space, self.scores, self.limits, self.window, self.seed = space, scores, limits, window, seed
+        self.space, self.limits, self.window, self.seed = space, limits, window, seed
+        trellis = trellis_of(space)
+        self.scores = dict(scores) if trellis is None else {**scores, **trellis.pushed(scores)}
+        self.paths = PathDecoder.of(space, trellis, limits[0].expected) if len(limits) == 1 else None
+        self.evaluations = EVALUATIONS if trellis is None else EVALUATIONS // 10
         self.price, self.milliseconds, self.budget = within_all(limits), limits[0].expected.exact, limits[0].limit
         self.given: set[str] = set()
         self.spent: set[tuple[int, ...]] = set()
@@ -198,7 +207,7 @@ class _Aim:
         for least, most in (self._inner(tried), (low, high), (low - 2 * self.window, 1.0)):
             found = self._exact(least * budget, most * budget)
             try:
-                found = found or under_budget(self.space, self.scores, self._unspent, most * budget, Random(self.seed), least_ms=least * budget)
+                found = found or self._climbed(least * budget, most * budget)
             except InputError:
                 if not tried and most == 1.0:
                     raise
@@ -209,13 +218,20 @@ class _Aim:
                 best = found
         return best
 
+    def _climbed(self, least_ms: float, most_ms: float) -> dict[str, int]:
+        """By local search, among those not given before; InputError where nothing is found."""
+        return under_budget(self.space, self.scores, self._unspent, most_ms, Random(self.seed), least_ms=least_ms, evaluations=self.evaluations)
+
     def _exact(self, least_ms: float, most_ms: float) -> dict[str, int] | None:
-        """By the knapsack, where it applies and its answer was not given before."""
-        expected = self.limits[0].expected
-        if len(self.limits) > 1 or not expected.is_linear or not knapsack.suits(self.space):
+        """By the knapsack, or over all paths of a trellis, where that applies and its answer was not given before."""
+        expected, found = self.limits[0].expected, None
+        if len(self.limits) > 1:
             return None
-        prices, constant = expected.linear
-        found = knapsack.best_between(self.space, self.scores, prices, constant, least=least_ms, most=most_ms)
+        if self.paths is not None:
+            found = self.paths.best_between(self.scores, least=least_ms, most=most_ms)
+        elif expected.is_linear and knapsack.suits(self.space):
+            prices, constant = expected.linear
+            found = knapsack.best_between(self.space, self.scores, prices, constant, least=least_ms, most=most_ms)
         return None if found is None or self._key(found) in self.spent else found
 
     def _inner(self, tried: list[_Tried]) -> tuple[float, float]:

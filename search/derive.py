@@ -14,6 +14,7 @@ from segnas.errors import InputError
 from segnas.search import rules as ruling
 from segnas.search.slots import Keep
 from segnas.search.space import Genotype, Space
+from segnas.search.trellis import Trellis
 
 Numbers = Mapping[str, Tensor | Sequence[float]]
 """One number per option of each decision, (options,): probabilities, or scores that add up, such as
@@ -22,6 +23,8 @@ log-probabilities.
 
 Ranking = Literal["odds", "strength"]
 FLOOR = 1e-30
+LEAST = 1e-12
+"""A probability below this scores as this."""
 GROUP = 512
 """A group of more assignments than this is searched a small change at a time."""
 PAIRS = 4000
@@ -47,6 +50,29 @@ def mode(space: Space, probabilities: Numbers, ranking: Ranking = "odds") -> dic
             if rank >= rule.high or (rank >= rule.low and odds[name] <= 0):
                 chosen[name] = 0
     return chosen
+
+
+def likeliest(space: Space, probabilities: Numbers, ranking: Ranking = "odds", trellis: Trellis | None = None) -> dict[str, int]:
+    """The genotype of the most probable network: `mode`, and in a trellis the most probable path (Viterbi), not the best move of each state."""
+    if trellis is None:
+        return mode(space, probabilities, ranking)
+    logs = {name: [math.log(max(p, FLOOR)) for p in _floats(probabilities[name])] for name in trellis.moves}
+    moves = {name: [math.exp(score) for score in scores] for name, scores in trellis.pushed(logs).items()}
+    return mode(space, {**probabilities, **moves}, ranking)
+
+
+def scores_of(space: Space, probabilities: Numbers, ranking: Ranking = "odds") -> dict[str, tuple[float, ...]]:
+    """Log-probabilities, as scores whose best sum under the rules is what `mode` takes by that ranking.
+
+    By `strength`, under a rule that says exactly how many are on, being off is worth nothing, so that the strongest are on (DARTS, section 2.4);
+    under other rules it is worth what it is by `odds`.
+    """
+    scores = {name: tuple(math.log(max(p, LEAST)) for p in _floats(probabilities[name])) for name in space.decisions}
+    if ranking == "strength":
+        for rule in space.rules:
+            if rule.low == rule.high:
+                scores |= {name: (0.0, *scores[name][1:]) for name in rule.decisions}
+    return scores
 
 
 def score_of(scores: Numbers, genotype: Genotype) -> float:

@@ -1,7 +1,7 @@
 """Exact prices of single networks, from the output backwards: only what a network holds is looked at, however large the space."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from segnas.search.chances import Always, Chances
 from segnas.search.slots import Link, source_of
@@ -30,10 +30,20 @@ class ExactPrice:
 
     def __call__(self, genotype: Genotype) -> float:
         """The price; the constant alone where the output is not reached. The genotype is not checked."""
+        live = self.live(genotype)
+        return self._constant + math.fsum(self._priced(index, genotype, live) for index in live)
+
+    @property
+    def constant(self) -> float:
+        """What is paid for whatever network."""
+        return self._constant
+
+    def live(self, genotype: Genotype) -> set[int]:
+        """The slots that the network holds; none where the output is not reached."""
         there: dict[int, bool] = {}
         last = len(self._slots) - 1
         if not self._there(last, genotype, there):
-            return self._constant
+            return set()
         live, stack = {last}, [last]
         while stack:
             for source, decision, option in self._entries[stack.pop()]:
@@ -41,7 +51,30 @@ class ExactPrice:
                 if switched_on and source not in live and self._there(source, genotype, there):
                     live.add(source)
                     stack.append(source)
-        return self._constant + math.fsum(self._priced(index, genotype, live) for index in live)
+        return live
+
+    def terms(self, index: int, genotype: Genotype, live: set[int]) -> Iterator[tuple[str | None, tuple[float, ...]]]:
+        """What a live slot adds to the price: a decision and the price of each of its options, or None and a price that depends on none.
+
+        An addition costs one unit for each input but the first: for an input that may be `none`, by the decision of that. Right where none of its
+        inputs is missing for another reason. NotImplementedError for a slot that several decisions price.
+        """
+        prices = self._prices[index]
+        if not prices or not any(prices.values()):
+            return
+        names = self._decisions[index]
+        if len(names) > 1 or (names and self._slots[index].join):
+            raise NotImplementedError(f"slot {index} has a price that depends on {', '.join(names)}")
+        if not self._slots[index].join:
+            yield (names[0] if names else None), tuple(prices.values())
+            return
+        unit = prices[()]
+        yield None, (-unit,)
+        for source, decision, option in self._entries[index]:
+            if source in live and (not decision or genotype[decision] == option):
+                slot = self._slots[source]
+                absent = self._absent[source]
+                yield (slot.decision, tuple(0.0 if o in absent else unit for o in range(len(slot.kinds)))) if absent else (None, (unit,))
 
     def _priced(self, index: int, genotype: Genotype, live: set[int]) -> float:
         prices = self._prices[index]

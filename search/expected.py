@@ -54,6 +54,11 @@ class ExpectedPrice:
         """Price of each option of each decision, and the constant; the whole price where `is_linear`."""
         return self._linear, self._constant
 
+    @property
+    def single(self) -> ExactPrice:
+        """Prices of single networks, slot by slot."""
+        return self._exact
+
     def __call__(self, probabilities: Mapping[str, Tensor], *, given_rules: bool = True) -> Tensor:
         """Expected price: a scalar in float64 on the CPU, with gradients to the probabilities, (options,) each.
 

@@ -31,7 +31,8 @@ def cells_of(space: Space) -> dict[str, tuple[str, ...]]:
     if len(cells) < 2 or len(sizes) != 1:
         raise UsageError(
             f"search.guidance was asked for in space {space.name!r}, which has {len(cells)} cells and decisions of {', '.join(map(str, sizes))} "
-            "options; it needs two or more cells of edges with the same options, as in gas and gas-fast: choose search.guidance = 'none'"
+            "options; it needs two or more cells of edges with the same options, as in gas and gas-fast: choose search.guidance = 'none' or the "
+            "method gumbel"
         )
     return cells
 

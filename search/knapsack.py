@@ -7,11 +7,13 @@ a bound is never broken by the grid); two partial choices in one cell are told a
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segnas.search import rules as ruling
+from segnas.search.slots import Keep
 from segnas.search.space import Space
 
 Floats = NDArray[np.float64]
@@ -24,7 +26,25 @@ LARGEST = 20_000
 
 def suits(space: Space) -> bool:
     """Whether every group's assignments can be listed."""
-    return all(math.prod(space.decisions[name] for name in group.decisions) <= LARGEST for group in space.groups)
+    return all(ruling.count(group, [space.decisions[name] for name in group.decisions]) <= LARGEST for group in space.groups)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The best score of some groups' assignments in each cell of price, minus infinity where none is, with its true price."""
+
+    score: Floats
+    price: Floats
+    choices: tuple[tuple[Keep, list[tuple[int, ...]], NDArray[np.int32], NDArray[np.int32]], ...]
+    """By group: its assignments, and in each cell the one that was added last and the cell that it came from."""
+
+    def genotype(self, cell: int) -> dict[str, int]:
+        """The groups' decisions that a cell stands for."""
+        found: dict[str, int] = {}
+        for group, options, option, origin in reversed(self.choices):
+            found |= zip(group.decisions, options[option[cell]], strict=True)
+            cell = int(origin[cell])
+        return found
 
 
 def best_between(
@@ -40,29 +60,45 @@ def best_between(
     room = (most - constant) * (1 + ROUNDING)
     if room < 0:
         return None
-    width = room / CELLS or 1.0
-    score: Floats = np.full(CELLS + 1, -math.inf)
-    price: Floats = np.zeros(CELLS + 1)
-    score[0] = 0.0
-    choices: list[tuple[list[tuple[int, ...]], NDArray[np.int32], NDArray[np.int32]]] = []
-    for group in space.groups:
-        options, worth, cost = _options(space, group.decisions, group, scores, prices)
-        score, price, option, origin = _extended(score, price, worth, cost, width, room)
-        choices.append((options, option, origin))
-    cells = np.flatnonzero((score > -math.inf) & (price + constant >= least * (1 - ROUNDING)))
+    table = tabulated(space, space.groups, scores, prices, room)
+    cells = np.flatnonzero((table.score > -math.inf) & (table.price + constant >= least * (1 - ROUNDING)))
     if not len(cells):
         return None
-    cell = int(cells[np.argmax(score[cells])])
-    genotype: dict[str, int] = {}
-    for group, (options, option, origin) in zip(reversed(space.groups), reversed(choices), strict=True):
-        genotype |= zip(group.decisions, options[option[cell]], strict=True)
-        cell = int(origin[cell])
+    genotype = table.genotype(int(cells[np.argmax(table.score[cells])]))
     return {name: genotype[name] for name in space.decisions}
 
 
+def tabulated(
+    space: Space,
+    groups: Sequence[Keep],
+    scores: Mapping[str, Sequence[float]],
+    prices: Mapping[str, Sequence[float]],
+    room: float,
+    *,
+    cells: int = CELLS,
+) -> Table:
+    """The table over these groups' assignments, with so many cells up to a price of `room`."""
+    width = room / cells or 1.0
+    score: Floats = np.full(cells + 1, -math.inf)
+    price: Floats = np.zeros(cells + 1)
+    score[0] = 0.0
+    choices: list[tuple[Keep, list[tuple[int, ...]], NDArray[np.int32], NDArray[np.int32]]] = []
+    for group in groups:
+        options, worth, cost = _options(space, group, scores, prices)
+        score, price, option, origin = _extended(score, price, worth, cost, width, room)
+        choices.append((group, options, option, origin))
+    return Table(score, price, tuple(choices))
+
+
+def worths(space: Space, group: Keep, scores: Mapping[str, Sequence[float]]) -> list[float]:
+    """The summed score of each assignment of a group."""
+    return _options(space, group, scores, scores)[1].tolist()
+
+
 def _options(
-    space: Space, names: Sequence[str], group: ruling.Keep, scores: Mapping[str, Sequence[float]], prices: Mapping[str, Sequence[float]]
+    space: Space, group: Keep, scores: Mapping[str, Sequence[float]], prices: Mapping[str, Sequence[float]]
 ) -> tuple[list[tuple[int, ...]], Floats, Floats]:
+    names = group.decisions
     listed = list(ruling.assignments(group, [space.decisions[name] for name in names]))
 
     def summed(values: Mapping[str, Sequence[float]]) -> Floats:

@@ -1,7 +1,7 @@
 """Presence of slots under given marginals, where it is more than one decision's event: trellises and dense links.
 
-Presences of different slots are taken as independent, except that a select reads one input at a time and that a rule
-leaves no addition empty.
+Presences of different slots are taken as independent, except that a select reads one input at a time, that a rule
+leaves no addition empty, and that what an operation joins is there together: a cell on a path has all of its nodes or none.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segnas.search.chances import Always, Chance, Chances, Event, is_undecided
-from segnas.search.slots import source_of
+from segnas.search.slots import Link, source_of
 from segnas.search.space import Space
 
 Value = Tensor | float
@@ -67,16 +67,22 @@ class Presence:
     def _fed(self, index: int) -> Value:
         slot = self.space.slots[index]
         if not slot.join:
-            return _product([self.there[source] for source in slot.sources])
-        entries = [entry for entry in slot.inputs if not is_undecided(entry)]
-        on = [self._sure(self.chances.switch(entry)) for entry in entries]
-        there = [self.there[source_of(entry)] for entry in entries]
+            return _least([self.there[source] for source in slot.sources])
+        parts = [self._part(entry) for entry in slot.inputs if not is_undecided(entry)]
         if slot.join == "select":
-            return sum((p * t for p, t in zip(on, there, strict=True)), start=0.0)
-        most = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in there]).max().clamp_min(TINY)
-        some = most * (1 - _product([1 - p * t / most for p, t in zip(on, there, strict=True)]))
-        events = [event for entry in entries if isinstance(event := self.chances.switch(entry), Event)]
-        return some / (1 - _product([1 - p for p in on])) if self.chances.is_certain(events) else some
+            return sum((p * t for p, t, _ in parts), start=0.0)
+        most = torch.stack([torch.as_tensor(t, dtype=torch.float64) for _, t, _ in parts]).max().clamp_min(TINY)
+        some = most * (1 - _product([1 - p * t / most for p, t, _ in parts]))
+        events = [event for _, _, event in parts if isinstance(event, Event)]
+        return some / (1 - _product([1 - p for p, _, _ in parts])) if self.chances.is_certain(events) else some
+
+    def _part(self, entry: int | Link) -> tuple[Value, Value, Chance]:
+        """Of a join's input: the chance that it is on (its link, its operation not `none`), that it is there if so, and the event of the former."""
+        source, switch = source_of(entry), self.chances.switch(entry)
+        if self.chances.there[source] is not None:
+            return self._sure(switch), self.there[source], switch
+        own = self.chances.own(self.space.slots[source])
+        return self._sure(switch) * self._sure(own), self.fed[source], self.chances.both(switch, own)
 
     def _wanted(self, index: int) -> Value:
         exclusive: Value = 0.0
@@ -85,7 +91,7 @@ class Presence:
             slot = self.space.slots[reader]
             reason = self.wanted[reader] * self._sure(self.chances.own(slot)) * self._sure(self.chances.switch(entry))
             if not slot.join:
-                reason = reason * _product([self.there[source] for source in slot.sources if source != index])
+                reason = reason * _given(_least([self.there[source] for source in slot.sources]), self.there[index])
             if self.chances.exclusive[reader]:
                 exclusive = exclusive + reason
             else:
@@ -100,3 +106,18 @@ def _product(values: Sequence[Value]) -> Value:
         if not (isinstance(value, float) and value == 1.0):
             result = value * result
     return result
+
+
+def _least(values: Sequence[Value]) -> Value:
+    """The least of all; 1 for none; those that are the number one are left out."""
+    uncertain = [value for value in values if not (isinstance(value, float) and value == 1.0)]
+    if len(uncertain) < 2:
+        return uncertain[0] if uncertain else 1.0
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in uncertain]).min()
+
+
+def _given(both: Value, one: Value) -> Value:
+    """Chance of both, given the one; of both where the one never happens."""
+    if not isinstance(one, Tensor):
+        return both / one if one else both
+    return torch.where(one > 0, both / torch.where(one > 0, one, torch.ones_like(one)), torch.as_tensor(both, dtype=torch.float64))

@@ -1,14 +1,17 @@
-"""References: networks that people designed, as architectures, so that searched ones are trained and measured beside them.
+"""References: networks that people designed or that others searched, as architectures, so that ours are trained and measured beside them.
 
 Fast-SCNN is Poudel, Liwicki and Cipolla, BMVC 2019. What its section 3.2 and tables 1 to 3 say of the layers is recalled.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from segnas.arch import Architecture, Node
 from segnas.errors import UsageError
 from segnas.kinds import Kind, kind
 from segnas.mobilenet import mobilenet_v2_network
+from segnas.search.published_autodeeplab import auto_deeplab_l, auto_deeplab_m, auto_deeplab_s
+from segnas.search.published_darts import darts_v1, darts_v2
 
 BOTTLENECKS = ((64, 2), (96, 2), (128, 1))
 """Channels and stride of each stage of Fast-SCNN's global feature extractor: three inverted residuals of expansion 6 each."""
@@ -56,8 +59,35 @@ def fast_scnn(classes: int) -> Architecture:
     return Architecture(tuple(nodes))
 
 
-REFERENCES: dict[str, Callable[[int], Architecture]] = {"fast-scnn": fast_scnn, "mobilenet-v2": mobilenet_v2_network}
+REFERENCES: dict[str, Callable[[int], Architecture]] = {
+    "fast-scnn": fast_scnn,
+    "mobilenet-v2": mobilenet_v2_network,
+    "darts-v1": darts_v1,
+    "darts-v2": darts_v2,
+    "auto-deeplab-s": auto_deeplab_s,
+    "auto-deeplab-m": auto_deeplab_m,
+    "auto-deeplab-l": auto_deeplab_l,
+}
 """Every reference network by name: number of classes -> architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a paper says of its network for 19 classes, where it says it: parameters, and multiply-accumulates of an image of (height, width)."""
+
+    parameters: float
+    macs: float
+    size: tuple[int, int]
+    source: str
+
+
+PUBLISHED: dict[str, Published] = {
+    "fast-scnn": Published(1.11e6, 6.7e9, (1024, 2048), "Poudel et al., BMVC 2019"),
+    "auto-deeplab-s": Published(10.15e6, 333.25e9, (1025, 2049), "Liu et al., CVPR 2019, table 2"),
+    "auto-deeplab-m": Published(21.62e6, 460.93e9, (1025, 2049), "Liu et al., CVPR 2019, table 2"),
+    "auto-deeplab-l": Published(44.42e6, 695.03e9, (1025, 2049), "Liu et al., CVPR 2019, table 2"),
+}
+"""The size at which Auto-DeepLab's multiply-adds were counted is inferred from them (docs/auto-deeplab.md)."""
 
 
 def references(classes: int) -> dict[str, Architecture]:

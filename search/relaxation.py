@@ -8,19 +8,20 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from segnas.search.derive import Ranking, mode
+from segnas.search.derive import Ranking, likeliest
 from segnas.search.guidance import Guidance
 from segnas.search.regularise import gate_logits
 from segnas.search.sampling import Estimator, Gate, Sample, gumbel, hard, one_hot_of, paths, softmax
 from segnas.search.settings import SearchSettings
 from segnas.search.space import Space
+from segnas.search.trellis import trellis_of
 
 
 class Relaxation:
     """Logits of every decision, in name order of the space; all randomness comes from two generators that a checkpoint keeps."""
 
     def __init__(self, space: Space, settings: SearchSettings, seed: int) -> None:
-        self.space, self.settings = space, settings
+        self.space, self.settings, self.trellis = space, settings, trellis_of(space)
         self.random = torch.Generator().manual_seed(seed + 2)
         self.draws = Random(seed + 3)
         self.raw = {name: nn.Parameter(settings.initial_sd * torch.randn(size, generator=self.random)) for name, size in space.decisions.items()}
@@ -92,7 +93,7 @@ class Relaxation:
 
     def mode(self) -> dict[str, int]:
         """The genotype that the search would end with now: by the guided logits, since the guidance is part of what was learned."""
-        return mode(self.space, self.probabilities(), cast(Ranking, self.settings.ranking))
+        return likeliest(self.space, self.probabilities(), cast(Ranking, self.settings.ranking), self.trellis)
 
     def decide(self, names: set[str]) -> None:
         """Fix these decisions at what they are most likely to be."""

@@ -53,9 +53,19 @@ def draw(rule: Keep, weights: Sequence[Sequence[float]], rng: random.Random) -> 
 
 def assignments(rule: Keep, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Every assignment that obeys the rule, in lexicographic order."""
-    for options in itertools.product(*(range(size) for size in sizes)):
-        if obeys(rule, options):
-            yield options
+    may_leave = list(itertools.accumulate((int(size > 1) for size in reversed(sizes)), initial=0))[::-1]
+
+    def extended(chosen: tuple[int, ...], on: int) -> Iterator[tuple[int, ...]]:
+        place = len(chosen)
+        if on > rule.high or on + may_leave[place] < rule.low:
+            return
+        if place == len(sizes):
+            yield chosen
+            return
+        for option in range(sizes[place]):
+            yield from extended((*chosen, option), on + int(option > 0))
+
+    yield from extended((), 0)
 
 
 def near(rule: Keep, sizes: Sequence[int], now: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -112,33 +112,47 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A paper's way of searching: what it is, and the settings in which it differs from the defaults."""
+    """A paper's way of searching: what it is, and the settings in which it differs from the defaults.
+
+    `warmup` is the share of the steps before the decisions begin to move, where the method has one of its own.
+    """
 
     summary: str
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    warmup: float | None = None
 
+
+GUMBEL: dict[str, Any] = {
+    "levels": "single",
+    "sampler": "gumbel",
+    "term": "gas",
+    "priced": "sample",
+    "warmup": 0,
+    "final_temperature": 0.03,
+    "decision_rate": 1e-3,
+    "decision_decay": 1e-4,
+    "learning_rate": 0.025,
+    "weight_decay": 1e-3,
+}
+"""GAS's settings but for its guidance (recalled, unverified: rates, temperatures)."""
 
 METHODS: dict[str, Method] = {
     "cas": Method("softmax over all options, weights and decisions in turn (CAS, as reported; DARTS, first order)"),
     "darts": Method(
         "cas with the second-order gradient (DARTS, section 2.3), decoded by strength (section 2.4)", {"order": 2, "ranking": "strength"}
     ),
+    "darts-first": Method("darts with the first-order gradient (DARTS, section 2.3, xi = 0)", {"ranking": "strength"}),
+    "auto-deeplab": Method(
+        "softmax over operations and over the ways on from each state, in turn, the decisions from half of the steps on; decoded by strength, the "
+        "path by Viterbi (Auto-DeepLab, sections 3.3 and 4.1)",
+        {"ranking": "strength", "decision_rate": 3e-3, "learning_rate": 0.025},
+        warmup=0.5,
+    ),
     "gas": Method(
         "Gumbel-softmax, guided cells, weights and decisions in one pass, log of the latency (GAS; recalled, unverified: rates, temperatures)",
-        {
-            "levels": "single",
-            "sampler": "gumbel",
-            "guidance": "adjacent",
-            "term": "gas",
-            "priced": "sample",
-            "warmup": 0,
-            "final_temperature": 0.03,
-            "decision_rate": 1e-3,
-            "decision_decay": 1e-4,
-            "learning_rate": 0.025,
-            "weight_decay": 1e-3,
-        },
+        {**GUMBEL, "guidance": "adjacent"},
     ),
+    "gumbel": Method("gas without its guidance, which needs two or more cells: for any space (ours)", GUMBEL),
     "dcnas": Method(
         "drawn links, partial channels, three regularisers (DCNAS; numbers are our choice, and so is a latency term: the paper has none)",
         {
@@ -158,7 +172,7 @@ METHODS: dict[str, Method] = {
 
 def by_method(settings: SearchSettings, name: str) -> SearchSettings:
     """The settings with those in which that method differs from the defaults. UsageError for an unknown one."""
-    return replace(settings, **with_method({"method": name}))
+    return replace(settings, **with_method({"method": name, "steps": settings.steps}))
 
 
 def shortened(settings: SearchSettings, steps: int) -> SearchSettings:
@@ -171,7 +185,12 @@ def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
     name = given.get("method", "cas")
     if name not in METHODS:
         raise UsageError(f"search.method was given {name!r}; allowed: {', '.join(METHODS)}")
-    return {**METHODS[name].settings, **given}
+    method = METHODS[name]
+    settings = {**method.settings, **given}
+    steps = settings.get("steps", SearchSettings().steps)
+    if method.warmup is not None and "warmup" not in given and isinstance(steps, int):
+        settings["warmup"] = int(method.warmup * steps)
+    return settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,11 @@ class Supernet(nn.Module):
         if parts < 1:
             raise InputError(f"{parts} parts of the channels were given; 1 (all channels) or more is needed")
         self.space, self.parts, self.turn = space, parts, 0
+        if parts > 1 and not any(_is_partial(space.slots, index, parts) for index in range(len(space.slots))):
+            raise InputError(
+                f"search.parts {parts} was given for space {space.name!r}, of which no choice can see a part of its channels at a time (each may be "
+                "`none`, or changes size or width): give search.parts = 1"
+            )
         self.slots = nn.ModuleList(nn.ModuleDict(_modules(space.slots, index, parts)) for index in range(len(space.slots)))
 
     def forward(self, image: Tensor, sample: Sample) -> Tensor:

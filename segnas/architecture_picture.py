@@ -231,6 +231,10 @@ def short_name(kind: Kind) -> str:
             return f"inv{window} e{given['expansion']}" + (" se" if given["squeeze"] else "")
         case "pyramid_pool":
             return "pyramid " + "·".join(map(str, kind.integers("bins")))
+        case "grid_pool":
+            return "grid " + "×".join(map(str, kind.integers("grid")))
+        case "factorised_reduce":
+            return "halves"
         case "aspp":
             return "aspp " + "·".join(map(str, kind.integers("rates")))
         case "add":

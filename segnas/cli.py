@@ -12,7 +12,7 @@ import click
 from segnas import __version__
 from segnas.cli_bench import bench, report
 from segnas.cli_build import build, verify
-from segnas.cli_compare import compare, correlate, reference
+from segnas.cli_compare import compare, correlate, reference, references
 from segnas.cli_data import data
 from segnas.cli_eval import evaluate, predict
 from segnas.cli_export import export
@@ -136,7 +136,7 @@ def recipes(as_json: bool) -> None:
     emit(
         {n: {"space": r.space, "budget": r.budget, "data": r.data.name, "size": f"{r.target.height}x{r.target.width}"} for n, r in rows},
         as_json,
-        [f"{n:<14} {r.space:<10} {r.data.name:<11} {r.target.height}x{r.target.width}  budget {r.budget}" for n, r in rows],
+        [f"{n:<18} {r.space:<18} {r.data.name:<11} {r.target.height}x{r.target.width:<4}  budget {r.budget}" for n, r in rows],
     )
 
 
@@ -147,7 +147,7 @@ def methods(as_json: bool) -> None:
     from segnas.search.settings import METHODS
 
     found = {name: {"summary": method.summary, "settings": dict(method.settings)} for name, method in METHODS.items()}
-    lines = [line for name, m in METHODS.items() for line in (f"{name:<6} {m.summary}", *(f"       {k} = {v!r}" for k, v in m.settings.items()))]
+    lines = [line for name, m in METHODS.items() for line in (f"{name:<12} {m.summary}", *(f"{'':<12} {k} = {v!r}" for k, v in m.settings.items()))]
     emit(found, as_json, lines)
 
 
@@ -155,12 +155,18 @@ def methods(as_json: bool) -> None:
 @CLASSES
 @JSON
 def spaces(classes: int, as_json: bool) -> None:
-    """List the search spaces and how many networks each holds."""
+    """List the search spaces: the system that each is of, what that searches, how many decisions and networks there are."""
     from segnas.search.spaces import SPACES
+    from segnas.search.systems import system_of
+    from segnas.search.trellis import networks
 
-    rows = {name: make(classes) for name, make in SPACES.items()}
-    found = {name: {"networks": str(space.count()), "decisions": len(space.decisions)} for name, space in rows.items()}
-    emit(found, as_json, [f"{name:<12} {len(space.decisions):>3} decisions, {space.count():.3g} networks" for name, space in rows.items()])
+    found, lines = dict[str, Any](), list[str]()
+    for name, make in SPACES.items():
+        space, system = make(classes), system_of(name)
+        count, about = networks(space), "" if system is None else f"; {system.name}: {system.searched}"
+        found[name] = {"networks": str(count), "decisions": len(space.decisions), "system": system and system.name}
+        lines.append(f"{name:<18} {len(space.decisions):>4} decisions, {count:>9.3g} networks{about}")
+    emit(found, as_json, lines)
 
 
 @segnas.command()
@@ -230,7 +236,7 @@ def profile(
 @click.option("--split", default="train", show_default=True, help="Split that is learned from.")
 @click.option("--budget", required=True, help="Latency budget: 8ms, 120fps or p35.")
 @click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [search] section is the schedule.")
-@click.option("--method", help="How to search, in place of the recipe's: cas, darts, gas, dcnas or hard (see `segnas methods`).")
+@click.option("--method", help="How to search, in place of the recipe's, by name (see `segnas methods`).")
 @click.option("--steps", type=click.IntRange(2), help="Steps of the search, in place of the recipe's; the warm-up shrinks with them.")
 @click.option("--out", type=FILE, required=True, help="Folder of the run; an interrupted search continues from its checkpoint.")
 @DEVICE
@@ -388,5 +394,5 @@ def show(file: Path, picture: Path | None, classes: int | None, layers: bool, as
     emit(found.values, as_json, found.lines)
 
 
-for command in (export, build, verify, bench, report, evaluate, predict, tables, data, sample, reference, compare, correlate):
+for command in (export, build, verify, bench, report, evaluate, predict, tables, data, sample, reference, references, compare, correlate):
     segnas.add_command(command)

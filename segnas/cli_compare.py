@@ -87,13 +87,39 @@ def scheduled(command: Callable[..., None]) -> Callable[..., None]:
     return given
 
 
+@click.command("references")
+@CLASSES
+@JSON
+def references(classes: int, as_json: bool) -> None:
+    """List the published networks: what they cost here, at 1024x2048 or where their paper counted, and what was published.
+
+    Example: segnas references --classes 19
+    """
+    from segnas.cost import network_cost
+    from segnas.search.references import PUBLISHED
+    from segnas.search.references import references as all_references
+
+    found, lines = list[dict[str, object]](), list[str]()
+    for name, architecture in all_references(classes).items():
+        told = PUBLISHED.get(name)
+        height, width = (1024, 2048) if told is None else told.size
+        cost = network_cost(architecture, height, width)
+        found.append({"name": name, "architecture": architecture.digest, "size": [height, width], "parameters": cost.parameters, "macs": cost.macs})
+        line = f"{name:<15} {cost.parameters / 1e6:>6.2f} M parameters, {cost.macs / 1e9:>7.2f} G multiply-accumulates at {height}x{width}"
+        if told is not None:
+            found[-1] |= {"published_parameters": told.parameters, "published_macs": told.macs, "source": told.source}
+            line += f"; published {told.parameters / 1e6:.2f} M, {told.macs / 1e9:.2f} G ({told.source})"
+        lines.append(line)
+    emit(found, as_json, lines)
+
+
 @click.command("reference")
 @click.argument("name")
 @CLASSES
 @click.option("--out", type=FILE, required=True, help="The architecture, a .json file.")
 @JSON
 def reference(name: str, classes: int, out: Path, as_json: bool) -> None:
-    """Write the hand-designed network NAME (fast-scnn, mobilenet-v2) as an architecture.
+    """Write the published network NAME (`segnas references` lists them) as an architecture.
 
     Example: segnas reference fast-scnn --classes 11 --out fast-scnn.json
     """

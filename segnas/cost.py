@@ -1,9 +1,9 @@
 """Multiply-accumulates, parameters and activation bytes: folds over the one walk, exact.
 
 One multiply-accumulate counts as one (a "FLOP" in many papers, two operations in others). Counted: convolutions, bias left out. Not counted:
-normalisation (folded at export), activation, pooling, resizing, additions, a gate's product. Parameters are the trained network's, scale and shift of
-its normalisations included. Activation bytes are the fp32 outputs of every convolution unit, pooling, resize, addition, product and concatenation,
-inside nodes too.
+normalisation (folded at export), activation, pooling, resizing, additions, a gate's product, a shift by one pixel. Parameters are the trained
+network's, scale and shift of its normalisations included. Activation bytes are the fp32 outputs of every convolution unit, pooling, resize, addition,
+product and concatenation, inside nodes too.
 """
 
 from dataclasses import dataclass
@@ -76,6 +76,11 @@ def convolutions(operation: Operation) -> tuple[Convolution, ...]:
             return pair if kind.integer("repeats") == 1 else (*pair, *_separable(output.channels, output, kind.integer("kernel")))
         case "skip":
             return (Convolution(source.channels, output),)
+        case "factorised_reduce":
+            halves = (output.channels - output.channels // 2, output.channels // 2)
+            return tuple(Convolution(source.channels, _with(output, width)) for width in halves)
+        case "grid_pool":
+            return (Convolution(source.channels, _with(output, output.channels, *_grid(source, *kind.integers("grid")))),)
         case "classifier":
             return (Convolution(source.channels, output, normalised=False, bias=True),)
         case "stem":
@@ -88,7 +93,7 @@ def convolutions(operation: Operation) -> tuple[Convolution, ...]:
             return _inverted_residual(operation)
         case "pyramid_pool":
             width = branch_width(output.channels, len(kind.integers("bins")))
-            branches = tuple(Convolution(source.channels, _with(output, width, *_bins(source, b))) for b in kind.integers("bins"))
+            branches = tuple(Convolution(source.channels, _with(output, width, *_grid(source, b, b))) for b in kind.integers("bins"))
             return (*branches, Convolution(source.channels + width * len(branches), output))
         case "aspp":
             width = branch_width(output.channels, len(kind.integers("rates")) + 2)
@@ -104,8 +109,12 @@ def _other_maps(operation: Operation) -> tuple[Shape, ...]:
     """Features that the operation writes and that no convolution makes."""
     kind, output = operation.kind, operation.output
     match operation.op:
-        case "max_pool" | "avg_pool" | "resize" | "add" | "concat":
+        case "max_pool" | "avg_pool" | "resize" | "add" | "concat" | "factorised_reduce":
             return (output,)
+        case "grid_pool":
+            source = operation.inputs[0]
+            grid = _grid(source, *kind.integers("grid"))
+            return (_with(source, source.channels, *grid), *(() if grid == output[1:] else (output,)))
         case "zoomed_conv":
             source, (height, width) = operation.inputs[0], _zoomed(operation)
             small = () if (height, width) == source[1:] else (_with(source, source.channels, height, width),)
@@ -119,7 +128,7 @@ def _other_maps(operation: Operation) -> tuple[Shape, ...]:
         case "pyramid_pool":
             source, bins = operation.inputs[0], kind.integers("bins")
             width = branch_width(output.channels, len(bins))
-            grids = [_bins(source, b) for b in bins]
+            grids = [_grid(source, b, b) for b in bins]
             resized = [_with(output, width) for grid in grids if grid != output[1:]]
             return (*(_with(source, source.channels, *grid) for grid in grids), *resized, _with(output, source.channels + width * len(bins)))
         case "aspp":
@@ -165,8 +174,8 @@ def _zoomed(operation: Operation) -> tuple[int, int]:
     return -(-source.height // zoom), -(-source.width // zoom)
 
 
-def _bins(source: Shape, bins: int) -> tuple[int, int]:
-    return (1, 1) if bins == 1 else (min(bins, source.height), min(bins, source.width))
+def _grid(source: Shape, rows: int, columns: int) -> tuple[int, int]:
+    return min(rows, source.height), min(columns, source.width)
 
 
 def _with(shape: Shape, channels: int, height: int | None = None, width: int | None = None) -> Shape:

@@ -69,6 +69,12 @@ SCHEMAS: dict[str, Schema] = {
     "max_pool": Schema("maximum over the window", {"kernel": Attribute(3, (3, 5))}, "same", strides=_STRIDES),
     "avg_pool": Schema("mean over the window, padding not counted", {"kernel": Attribute(3, (3, 5))}, "same", strides=_STRIDES),
     "skip": Schema("identity; with stride 2 a strided 1x1 convolution and normalisation", {}, "same", strides=_STRIDES),
+    "factorised_reduce": Schema(
+        "two strided 1x1 convolutions of half the width each, of the feature and of the feature shifted by one pixel, each with normalisation and "
+        "activation; concatenated (the released code of DARTS)",
+        {"activation": _ACTIVATION},
+        strides=(2,),
+    ),
     "zoomed_conv": Schema(
         "bilinear shrink by `zoom`, 3x3 convolution units, bilinear back (FasterSeg, section 3.1)",
         {"zoom": Attribute(2, (2, 4)), "kernel": _KERNEL, "repeats": _REPEATS, "activation": _ACTIVATION},
@@ -93,6 +99,10 @@ SCHEMAS: dict[str, Schema] = {
     "aspp": Schema(
         "ASPP-lite: 1x1 unit, separable units at `rates`, global pooling; concatenation; 1x1 unit (after DeepLabv3, section 3.3; separable is ours)",
         {"rates": Attribute((6, 12, 18), None, 1, 64), "activation": _ACTIVATION},
+    ),
+    "grid_pool": Schema(
+        "average pooling to `grid` windows (height, width), 1x1 convolution unit, bilinear back; 1x1 is the image pooling of DeepLabv3, section 3.3",
+        {"grid": Attribute((1, 1), None, 1, 64), "activation": _ACTIVATION},
     ),
     "resize": Schema(
         "bilinear resize to the exact size of the level that it joins",
@@ -192,7 +202,7 @@ def _check(op: str, name: str, value: Value, attribute: Attribute) -> None:
             raise InputError(f"{op}.{name} was given {value!r}; allowed: {', '.join(map(str, attribute.allowed))}")
         return
     numbers = value if isinstance(value, tuple) else (value,)
-    pair = name != "dilation" or len(numbers) == 2
+    pair = name not in {"dilation", "grid"} or len(numbers) == 2
     if not numbers or not pair or any(type(n) is not int or not attribute.low <= n <= attribute.high for n in numbers):
         raise InputError(f"{op}.{name} was given {value!r}; integers from {attribute.low} to {attribute.high} are allowed")
 

@@ -150,6 +150,41 @@ class PyramidPool(nn.Module):
         return self.project(torch.cat([features[0], *pooled], dim=1))
 
 
+class FactorisedReduce(nn.Module):
+    """Half the size by two strided 1x1 units that see the even and the odd pixels (the released code of DARTS, which normalises the whole).
+
+    Where a side is odd, the shifted feature lacks a last pixel, which is zero (ours: DARTS's fails there).
+    """
+
+    def __init__(self, kind: Kind, inputs: int, outputs: int) -> None:
+        super().__init__()
+        activation = kind.text("activation")
+        self.even = Unit(inputs, outputs - outputs // 2, stride=2, activation=activation)
+        self.odd = Unit(inputs, outputs // 2, stride=2, activation=activation)
+
+    def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
+        """(N, C, H, W) -> (N, C', ceil(H / 2), ceil(W / 2))."""
+        x = features[0]
+        height, width = x.shape[-2:]
+        shifted = x[:, :, 1:, 1:]
+        if height % 2 or width % 2:
+            shifted = F.pad(shifted, (0, width % 2, 0, height % 2))
+        return torch.cat([self.even(x), self.odd(shifted)], dim=1)
+
+
+class GridPool(nn.Module):
+    """Means over a grid of windows, a 1x1 unit, and back to the feature's size."""
+
+    def __init__(self, kind: Kind, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.rows, self.columns = kind.integers("grid")
+        self.unit = Unit(inputs, outputs, activation=kind.text("activation"))
+
+    def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
+        """(N, C, H, W) -> (N, C', H, W)."""
+        return resized(self.unit(pooled_to(features[0], self.rows, self.columns)), size)
+
+
 class AsppLite(nn.Module):
     """ASPP with separable dilated branches of a quarter of the width each (after DeepLabv3, section 3.3; the sizes are our choice)."""
 
@@ -177,16 +212,17 @@ def resized(feature: Tensor, size: Size, align_corners: bool = False) -> Tensor:
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def pooled_to(feature: Tensor, bins: int) -> Tensor:
-    """Mean over a grid of bins x bins windows, (N, C, H, W) -> (N, C, bins, bins).
+def pooled_to(feature: Tensor, bins: int, columns: int | None = None) -> Tensor:
+    """Mean over a grid of bins x bins windows, or bins x columns, (N, C, H, W) -> (N, C, bins, columns).
 
     Windows of one size that may overlap, n - (b - 1) * (n // b) long and n // b apart: one AveragePool in every runtime, where adaptive pooling with
     bins that do not divide the feature exports as hundreds of nodes. Equal to adaptive pooling where they do divide.
     """
-    if bins == 1:
+    grid = (bins, bins if columns is None else columns)
+    if grid == (1, 1):
         return F.adaptive_avg_pool2d(feature, 1)
     sides = [int(n) for n in feature.shape[-2:]]
-    counts = [min(bins, n) for n in sides]
+    counts = [min(b, n) for b, n in zip(grid, sides, strict=True)]
     strides = [n // b for n, b in zip(sides, counts, strict=True)]
     windows = [n - (b - 1) * s for n, b, s in zip(sides, counts, strides, strict=True)]
     return F.avg_pool2d(feature, windows, strides)
@@ -243,10 +279,12 @@ OPS: dict[str, Builder] = {
     "max_pool": lambda kind, i, o, stride: One(nn.MaxPool2d(kind.integer("kernel"), stride, kind.integer("kernel") // 2)),
     "avg_pool": lambda kind, i, o, stride: One(nn.AvgPool2d(kind.integer("kernel"), stride, kind.integer("kernel") // 2, count_include_pad=False)),
     "skip": _skip,
+    "factorised_reduce": lambda kind, i, o, stride: FactorisedReduce(kind, i[0], o),
     "zoomed_conv": lambda kind, i, o, stride: ZoomedConv(kind, i[0], o),
     "inverted_residual": lambda kind, i, o, stride: InvertedResidual(kind, i[0], o, stride),
     "pyramid_pool": lambda kind, i, o, stride: PyramidPool(kind, i[0], o),
     "aspp": lambda kind, i, o, stride: AsppLite(kind, i[0], o),
+    "grid_pool": lambda kind, i, o, stride: GridPool(kind, i[0], o),
     "resize": lambda kind, i, o, stride: Resize(bool(kind["align_corners"])),
     "add": lambda kind, i, o, stride: Add(),
     "concat": lambda kind, i, o, stride: Concat(),

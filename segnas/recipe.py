@@ -1,4 +1,4 @@
-"""Recipes: a whole run as a TOML file, read into dataclasses; an unknown key is an error that lists the known ones."""
+"""Recipes: a whole run as a TOML file, perhaps over another one, read into dataclasses; an unknown key is an error that lists the known ones."""
 
 import dataclasses
 import math
@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from segnas.errors import InputError, UsageError
-from segnas.files import unplain
+from segnas.errors import InputError, SegnasError, UsageError
+from segnas.files import plain, unplain
 from segnas.search.settings import SearchSettings, TrainSettings, with_method
 
 T = TypeVar("T")
@@ -81,34 +81,24 @@ class Recipe:
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that come with segnas."""
-    return tuple(
-        sorted(path.name.removesuffix(".toml") for path in resources.files("segnas").joinpath("recipes").iterdir() if path.name.endswith(".toml"))
-    )
+    """The recipes that come with segnas, without those that only others extend (their names begin with `_`)."""
+    return tuple(name for name in _packaged() if not name.startswith("_"))
 
 
 def read_recipe(name: str) -> Recipe:
     """A recipe that comes with segnas, by name, or one of the user's, by path (it ends in .toml)."""
-    if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe {name} cannot be read: {error}") from None
-    elif name in recipe_names():
-        text = resources.files("segnas").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        raise UsageError(f"recipe {name!r} was given; known recipes: {', '.join(recipe_names())}, or the path of a .toml file")
-    return recipe_from_toml(text, name)
+    return recipe_from_toml(_text(name), name)
 
 
 def recipe_from_toml(text: str, name: str) -> Recipe:
-    """The recipe that the text holds; `name` is what error messages call it."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"recipe {name} is no TOML: {error}") from None
+    """The recipe that the text holds, over the one that its `extends` names: a recipe that comes with segnas, or a path from the folder of `name`.
+
+    `name` is what error messages call it. Tables are merged key by key, anything else is replaced; what is inherited counts as given, also before
+    the settings of `search.method`.
+    """
+    table = _extended(text, name, ())
     if isinstance(table.get("search"), dict):
-        table["search"] = with_method(table["search"])
+        table["search"] = plain(with_method(table["search"]))
     recipe = _filled(Recipe, table, f"recipe {name}", "")
     _require_ranges(recipe, f"recipe {name}")
     return recipe
@@ -126,6 +116,48 @@ def flattened(recipe: Recipe) -> tuple[tuple[str, str], ...]:
                 yield f"{prefix}{item.name}", "x".join(map(str, cast(tuple[object, ...], inner))) if isinstance(inner, tuple) else str(inner)
 
     return tuple(walk(recipe, ""))
+
+
+def _packaged() -> list[str]:
+    return sorted(p.name.removesuffix(".toml") for p in resources.files("segnas").joinpath("recipes").iterdir() if p.name.endswith(".toml"))
+
+
+def _text(name: str) -> str:
+    if name.endswith(".toml"):
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe {name} cannot be read: {error}") from None
+    if name not in _packaged():
+        raise UsageError(f"recipe {name!r} was given; known recipes: {', '.join(recipe_names())}, or the path of a .toml file")
+    return resources.files("segnas").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _extended(text: str, name: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """The table that a recipe holds, over that of the recipe which it extends; `above` are those that extend this one."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {name} is no TOML: {error}") from None
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise UsageError(f"recipe {name} extends {base!r}; the name of a recipe or the path of a .toml file is needed")
+    found = str((Path(name).parent / base).resolve()) if base.endswith(".toml") else base
+    if found in (*above, name):
+        raise UsageError(f"recipe {name} extends {base!r}, which extends {name} itself; take `extends` out of one of them")
+    try:
+        under = _text(found)
+    except SegnasError as error:
+        raise type(error)(f"recipe {name} extends {base!r}: {error}") from None
+    return _merged(_extended(under, found, (*above, name)), table)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on `under`, table by table."""
+    both = {key: _merged(under[key], value) for key, value in over.items() if isinstance(value, dict) and isinstance(under.get(key), dict)}
+    return {**under, **over, **both}
 
 
 def _require_ranges(recipe: Recipe, where: str) -> None:

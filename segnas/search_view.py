@@ -1,6 +1,7 @@
 """What a search has come to, while it runs or when it has ended: the network that its probabilities stand for, as text and as a picture."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,12 @@ from segnas.figures import Form
 from segnas.files import plain, read_json, unplain
 from segnas.latency import LatencyTable
 from segnas.latency_tables.store import load_table
-from segnas.search.derive import mode
+from segnas.search.derive import Ranking, likeliest
+from segnas.search.settings import CHOICES
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.trace import TRACE_NAME, History, Probabilities, read_trace
+from segnas.search.trellis import trellis_of
 from segnas.search_figures import option_names
 
 PICTURE_INCHES = 11.4
@@ -31,6 +34,7 @@ class SearchView:
     probabilities: Probabilities
     history: History | None
     table: LatencyTable | None
+    ranking: Ranking = "odds"
 
     @property
     def is_finished(self) -> bool:
@@ -46,8 +50,8 @@ class SearchView:
 
     @cached_property
     def genotype(self) -> dict[str, int]:
-        """The best option of each decision, under the rules of the space."""
-        return mode(self.space, self.probabilities)
+        """The best option of each decision, under the rules of the space, as the search ranks them; of a trellis the best path."""
+        return likeliest(self.space, self.probabilities, self.ranking, trellis_of(self.space))
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -160,7 +164,16 @@ def view_of(path: Path, classes: int | None = None) -> SearchView:
         raise InputError(f"{source} holds no probabilities yet; look again when its search has gone on")
     if {decision: len(options) for decision, options in probabilities.items()} != space.decisions:
         raise InputError(f"{source} holds other decisions than those of {name!r}; run `segnas search {name}` again")
-    return SearchView(source, space, probabilities, history, prices)
+    return SearchView(source, space, probabilities, history, prices, _ranking(source, content, history))
+
+
+def _ranking(source: Path, content: Mapping[str, Any], history: History | None) -> Ranking:
+    """How the search ranks operations against `none`, as its settings say; InputError for a way that does not exist."""
+    settings = {} if history is None else dict(history.header.identity.get("settings", {}))
+    found = content.get("ranking", settings.get("ranking", "odds"))
+    if found not in CHOICES["ranking"]:
+        raise InputError(f"{source}: ranking is {found!r}; allowed: {', '.join(map(str, CHOICES['ranking']))}")
+    return cast(Ranking, found)
 
 
 def network_picture(architecture: Architecture, table: LatencyTable | None, form: Form) -> bytes:

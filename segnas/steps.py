@@ -1,7 +1,6 @@
 """Each verb as a function from files and nouns to files and nouns: the place where the four parts are joined."""
 
 import json
-import math
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,10 +24,11 @@ from segnas.network import Network
 from segnas.report import Curve, Floor, Report, Share
 from segnas.search.budget import Met, meet_budget
 from segnas.search.checkpoint import load_tensors, save_tensors
+from segnas.search.derive import Ranking, scores_of
 from segnas.search.loop import search
 from segnas.search.pretrained import pretrained_weights
 from segnas.search.prices import prices
-from segnas.search.settings import Constraint, SearchSettings, TrainSettings
+from segnas.search.settings import CHOICES, Constraint, SearchSettings, TrainSettings
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.trace import TRACE_NAME, read_trace
@@ -77,6 +77,7 @@ def search_space(
         space=space.name,
         classes=space.classes,
         method=settings.method,
+        ranking=settings.ranking,
         constraints=kept,
         probabilities=learned,
         **{MISMATCH_KEY: table.allowed_mismatch},
@@ -126,7 +127,15 @@ def derive_network(
 
 
 def read_scores(searched: Path, space: Space) -> dict[str, tuple[float, ...]]:
-    """Log-probabilities of every decision's options, as a search of that space left them."""
+    """What each option is worth when a network is decoded: log-probabilities, ranked as the search ranked them."""
+    ranking = read_json(searched).get("ranking", "odds")
+    if ranking not in CHOICES["ranking"]:
+        raise InputError(f"{searched}: ranking is {ranking!r}; allowed: {', '.join(map(str, CHOICES['ranking']))}")
+    return scores_of(space, read_probabilities(searched, space), cast(Ranking, ranking))
+
+
+def read_probabilities(searched: Path, space: Space) -> dict[str, tuple[float, ...]]:
+    """Probabilities of every decision's options, as a search of that space left them."""
     content = read_json(searched)
     if content.get("space") != space.name:
         raise IncompatibleError(f"{searched} is a search of {content.get('space')!r}; {space.name!r} is asked for: give its --space")
@@ -134,7 +143,7 @@ def read_scores(searched: Path, space: Space) -> dict[str, tuple[float, ...]]:
     found = {name: cast(tuple[float, ...], unplain(tuple[float, ...], p, f"{searched}: probabilities.{name}")) for name, p in found.items()}
     if {name: len(p) for name, p in found.items()} != space.decisions:
         raise InputError(f"{searched} holds other decisions than those of {space.name!r}; run `segnas search {space.name}` again")
-    return {name: tuple(math.log(max(p, 1e-12)) for p in options) for name, options in found.items()}
+    return found
 
 
 def read_constraints(searched: Path) -> tuple[Constraint, ...]:

@@ -1,7 +1,6 @@
 """Supernet scores: networks drawn by a search and uniformly, and what its supernet says of each, kept in a journal."""
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,7 +19,7 @@ from segnas.search.draws import distinct
 from segnas.search.scoring import Scorer, StatisticsBatches, load_supernet, spread_indices, supernet_score
 from segnas.search.space import Space
 from segnas.search.supernet import Supernet, untrained_supernet
-from segnas.steps import read_scores
+from segnas.steps import read_probabilities
 from segnas.trainings import Schedule
 
 FROM_SEARCH, UNIFORM = "search", "uniform"
@@ -67,8 +66,7 @@ class Drawn:
 
 def searched_run(space: Space, folder: Path) -> SearchedRun:
     """What `segnas search` left in a folder; refused where it is of another space or incomplete."""
-    scores = read_scores(folder / "search.json", space)
-    probabilities = {name: [math.exp(score) for score in options] for name, options in scores.items()}
+    probabilities = read_probabilities(folder / "search.json", space)
     checkpoint = folder / CHECKPOINT_NAME
     load_supernet(space, checkpoint)
     return SearchedRun(folder.resolve().name, checkpoint, probabilities)

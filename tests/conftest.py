@@ -90,6 +90,10 @@ def _variants() -> tuple[Variant, ...]:
         *pools,
         Variant(kind("skip"), (16,), 16),
         Variant(kind("skip"), (16,), 16, 2),
+        Variant(kind("factorised_reduce"), (16,), 24, 2),
+        Variant(kind("factorised_reduce", activation="none"), (16,), 17, 2),
+        Variant(kind("grid_pool"), (16,), 24),
+        Variant(kind("grid_pool", grid=(2, 5), activation="hardswish"), (16,), 16),
         Variant(kind("pyramid_pool"), (16,), 24),
         Variant(kind("pyramid_pool", bins=(1, 5)), (16,), 64),
         Variant(kind("aspp"), (16,), 40),
@@ -161,8 +165,10 @@ def every_op() -> Architecture:
         node("avg_pool", sixteenth, 64, 2),
         node("zoomed_conv", sixteenth, 16, 2, zoom=4),
         node("separable", sixteenth, 24, 2, dilation=(2, 1)),
+        node("factorised_reduce", sixteenth, 16, 2),
     )
-    context = node("aspp", node("pyramid_pool", node("concat", deep, 272), 64), 80)
+    joined = node("concat", deep, 288)
+    context = node("aspp", node("concat", (node("pyramid_pool", joined, 64), node("grid_pool", joined, 16)), 80), 80)
     up = node("resize", context, 80, up=4)
     down = node("resize", stem, 32, 2)
     logits = node("classifier", node("concat", (up, down, mixed), 160), 19)

@@ -25,11 +25,11 @@ from segnas.files import read_json, read_noun, write_noun
 from segnas.latency import Entry, LatencyTable
 from segnas.latency_tables.store import load_table, save_table
 from segnas.network import initialised
-from segnas.recipe import read_recipe
+from segnas.recipe import read_recipe, recipe_names
 from segnas.report import Curve
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.checkpoint import save_tensors
-from segnas.search.spaces import space
+from segnas.search.spaces import SPACES, space
 from segnas.steps import save_weights, write_curves
 from segnas.streets import write_streets
 
@@ -156,9 +156,9 @@ def recipe_file(tmp_path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        ({"recipe": "quikstart"}, USAGE, "recipe 'quikstart' was given; known recipes: camvid-cpu, "),
+        ({"recipe": "quikstart"}, USAGE, f"recipe 'quikstart' was given; known recipes: {recipe_names()[0]}, "),
         ({"recipe": "none.toml"}, INPUT, "recipe none.toml cannot be read"),
-        ({"space": "cas-slow"}, USAGE, "no search space is called 'cas-slow'; known spaces: cas, cas-fast, cas-tiny, dcnas"),
+        ({"space": "cas-slow"}, USAGE, f"no search space is called 'cas-slow'; known spaces: {', '.join(sorted(SPACES))}, or "),
         ({"target": "tensorflow"}, USAGE, "target runtime 'tensorflow' was given; this version deploys on: onnxruntime"),
         ({"data": "ade20k"}, USAGE, "unknown data set 'ade20k'; allowed are cityscapes, camvid"),
         ({"data_root": None}, USAGE, "recipe short needs images: give their folder with --data-root"),

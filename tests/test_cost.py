@@ -23,7 +23,7 @@ WRITERS = {
 }  # fmt: skip
 IGNORED = {
     aten.cudnn_batch_norm, aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.relu_, aten.relu, aten.hardtanh_, aten.hardswish_,
-    aten.hardsigmoid, aten.detach, aten.view, aten.empty,
+    aten.hardsigmoid, aten.detach, aten.view, aten.empty, aten.slice, aten.constant_pad_nd,
 }  # fmt: skip
 
 

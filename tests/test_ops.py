@@ -227,6 +227,25 @@ def test_other_bins_are_windows_of_one_size_that_reach_both_ends(side: int, bins
             close(grid[0, :, i, j], x[0, :, i * stride : i * stride + window, j * stride : j * stride + window].mean(dim=(1, 2)))
 
 
+@pytest.mark.parametrize(("height", "width", "grid"), [(12, 24, (3, 4)), (7, 9, (1, 1)), (10, 6, (1, 6)), (2, 3, (4, 4))])
+def test_a_grid_pool_is_means_a_unit_and_a_resize(height: int, width: int, grid: tuple[int, int]) -> None:
+    x, module = torch.randn(2, 6, height, width), built(kind("grid_pool", grid=grid, activation="relu6"), 6, 4)
+    means = F.adaptive_avg_pool2d(x, (min(grid[0], height), min(grid[1], width)))
+    close(module([x], (height, width)), F.interpolate(by_hand(means, module.unit, "relu6"), size=(height, width), mode="bilinear"))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 12), (8, 5), (9, 7), (1, 1), (2, 1)])
+def test_a_factorised_reduce_sees_every_pixel_on_the_diagonal_once(size: tuple[int, int]) -> None:
+    """DARTS's own formula where both sides are even; elsewhere that of the feature with a zero row or column behind the last."""
+    x, module = torch.randn(2, 6, *size), built(kind("factorised_reduce"), 6, 5, 2)
+    even = F.pad(x, (0, size[1] % 2, 0, size[0] % 2))
+    shifted = even[:, :, 1:, 1:]
+    parts = [by_hand(even, module.even, "relu", stride=2), by_hand(shifted, module.odd, "relu", stride=2)]
+    assert [part.shape[1] for part in parts] == [3, 2]
+    assert {part.shape[-2:] for part in parts} == {(-(-size[0] // 2), -(-size[1] // 2))}
+    close(module([x], tuple(parts[0].shape[-2:])), torch.cat(parts, 1))
+
+
 def test_a_resize_is_bilinear_and_does_nothing_at_the_same_size() -> None:
     x = torch.arange(6.0).reshape(1, 1, 2, 3)
     assert resized(x, (2, 3)) is x

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from segnas.errors import InputError, UsageError
 from segnas.search.space import Space
+from segnas.search.spaces.autodeeplab import auto_deeplab, auto_deeplab_small
 from segnas.search.spaces.cas import cas, cas_fast, cas_tiny
+from segnas.search.spaces.darts import darts, darts_tiny
 from segnas.search.spaces.dcnas import dcnas, dcnas_small
 from segnas.search.spaces.gas import gas, gas_fast, gas_fast_shared
 
@@ -20,6 +22,10 @@ SPACES: dict[str, Callable[[int], Space]] = {
     "gas-fast-shared": gas_fast_shared,
     "dcnas": dcnas,
     "dcnas-small": dcnas_small,
+    "darts": darts,
+    "darts-tiny": darts_tiny,
+    "auto-deeplab": auto_deeplab,
+    "auto-deeplab-small": auto_deeplab_small,
 }
 """Every search space by name: number of classes -> space."""
 

@@ -62,7 +62,7 @@ def cell(
     """
     inner = draft.width(previous) if reduce else width
     features = [fitted(draft, before, previous, inner, f"{label}.before"), fitted(draft, previous, previous, inner, f"{label}.previous")]
-    outputs = _nodes(draft, decisions, features, nodes, keep, candidates, reduce, label)
+    outputs = searched_nodes(draft, decisions, features, nodes=nodes, keep=keep, candidates=candidates, reduce=reduce, label=label)
     return _joined(draft, outputs, width, label)
 
 
@@ -84,27 +84,33 @@ def multi_scale_cell(
     point = kind("conv", kernel=1)
     coarse = draft.resize(draft.node(point, deep, channels=width, label=f"{label}.deep"), fine, f"{label}.resize")
     features = [coarse, draft.node(point, fine, channels=width, label=f"{label}.fine")]
-    return _joined(draft, _nodes(draft, label, features, nodes, (2, 2), candidates, False, label), width, label)
+    return _joined(draft, searched_nodes(draft, label, features, nodes=nodes, candidates=candidates, label=label), width, label)
 
 
-def _nodes(
+def searched_nodes(
     draft: Draft,
     decisions: str,
-    features: list[int],
+    inputs: Sequence[int],
+    *,
     nodes: int,
-    keep: tuple[int, int | None],
+    keep: tuple[int, int | None] = (2, 2),
     candidates: Sequence[Kind],
-    reduce: bool,
+    strided: Sequence[Kind] | None = None,
+    reduce: bool = False,
     label: str,
 ) -> list[int]:
-    """The intermediate nodes of a cell, each a sum over edges from the cell's inputs and the earlier nodes."""
-    features = list(features)
+    """Append the intermediate nodes of a cell with two inputs, each a sum over edges from the inputs and the earlier nodes, and return their slots.
+
+    The edges from the inputs of a reducing cell have stride 2, and `strided` in place of `candidates`, where given.
+    """
+    features = list(inputs)
     for node in range(nodes):
         names = [f"{decisions}.{node}.{source}" for source in range(len(features))]
-        edges = [
-            draft.node(Choice(name, tuple(candidates)), feature, stride=2 if reduce and source < 2 else 1, label=f"{label}.{node}.{source}")
-            for source, (name, feature) in enumerate(zip(names, features, strict=True))
-        ]
+        edges: list[int] = []
+        for source, (name, feature) in enumerate(zip(names, features, strict=True)):
+            halves = reduce and source < 2
+            options = tuple(strided if halves and strided is not None else candidates)
+            edges.append(draft.node(Choice(name, options), feature, stride=2 if halves else 1, label=f"{label}.{node}.{source}"))
         draft.keep(names, keep[0], len(names) if keep[1] is None else keep[1])
         features.append(draft.node("add", *edges, label=f"{label}.{node}"))
     return features[2:]

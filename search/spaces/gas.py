@@ -7,18 +7,21 @@ choice, and so is the rule that each node keeps at least one edge (the paper rep
 The module that guides one cell by the one before it is no part of the space: it is `segnas.search.guidance`.
 """
 
+from functools import partial
+
 from segnas.kinds import kind
 from segnas.search.space import Space
+from segnas.search.spaces.cells import cell
 from segnas.search.spaces.stacked import Head, stack
 
-ANY = (1, None)
+CELL = partial(cell, keep=(1, None))
 """At least one edge enters each node."""
 
 
 def gas(classes: int) -> Space:
     """The paper-like preset: stem to 1/4, 14 cells, reductions at the third and the seventh, 16 to 64 channels."""
     stem, head = kind("stem", width=8), Head(kind("aspp"), 64, 4)
-    return stack("gas", classes, cells="NNRNNNRNNNNNNN", widths=(16, 32, 64), stem=stem, stem_stride=4, head=head, shared=False, keep=ANY)
+    return stack("gas", classes, cells="NNRNNNRNNNNNNN", widths=(16, 32, 64), stem=stem, stem_stride=4, head=head, shared=False, build=CELL)
 
 
 def gas_fast(classes: int) -> Space:
@@ -33,4 +36,4 @@ def gas_fast_shared(classes: int) -> Space:
 
 def _fast(name: str, classes: int, *, shared: bool) -> Space:
     stem, head = kind("stem", unit="separable", width=32), Head(kind("pyramid_pool"), 64, 8, 1)
-    return stack(name, classes, cells="RNNRNN", widths=(64, 96, 128), stem=stem, stem_stride=8, head=head, shared=shared, keep=ANY)
+    return stack(name, classes, cells="RNNRNN", widths=(64, 96, 128), stem=stem, stem_stride=8, head=head, shared=shared, build=CELL)

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from segnas.errors import InputError
 from segnas.kinds import Kind, kind
 from segnas.search.draft import Draft
 from segnas.search.space import Space
-from segnas.search.spaces.cells import CANDIDATES, MULTI_SCALE_CANDIDATES, cell, multi_scale_cell
+from segnas.search.spaces.cells import MULTI_SCALE_CANDIDATES, cell, multi_scale_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,14 @@ class MultiScaleHead:
     candidates: tuple[Kind, ...] = MULTI_SCALE_CANDIDATES
 
 
+class CellBuilder(Protocol):
+    """What appends one cell to a draft and returns the slot of its output, as `cells.cell` does."""
+
+    def __call__(self, draft: Draft, decisions: str, before: int, previous: int, *, width: int, reduce: bool, label: str) -> int:
+        """A cell over the outputs of the two cells before it; `decisions` is what the names of its decisions begin with."""
+        ...
+
+
 def stack(
     name: str,
     classes: int,
@@ -42,50 +51,51 @@ def stack(
     stem_stride: int,
     head: Head | MultiScaleHead,
     shared: bool,
-    keep: tuple[int, int | None] = (2, 2),
-    nodes: int = 2,
-    candidates: Sequence[Kind] = CANDIDATES,
+    build: CellBuilder = cell,
 ) -> Space:
     """The space of networks that stack `cells`, N (normal) or R (reduction): `widths[0]` channels behind the stem, the
     next of `widths` from each R on.
 
-    `shared` cells of one type have the same decisions (CAS); otherwise each cell has its own (GAS). `keep` (low, high)
-    edges enter each intermediate node; high None means all. InputError where letters, widths and strides do not go
-    together.
+    `shared` cells of one type have the same decisions (CAS); otherwise each cell has its own (GAS). InputError where
+    letters, widths and strides do not go together.
     """
+    draft = Draft(name)
+    features = [draft.node(stem, 0, channels=widths[0], stride=stem_stride, label="stem")] * 2
+    features += stacked_cells(draft, *features, cells=cells, widths=widths, shared=shared, build=build)
+    finish(draft, features, head, classes)
+    return draft.space()
+
+
+def stacked_cells(draft: Draft, before: int, previous: int, *, cells: str, widths: Sequence[int], shared: bool, build: CellBuilder) -> list[int]:
+    """Append a row of cells behind two features, as `stack` describes it, and return the slots of their outputs."""
     if not cells or set(cells) - {"N", "R"} or len(widths) != cells.count("R") + 1:
         raise InputError(
             f"cells {cells!r} with widths {tuple(widths)} were given; N and R are allowed, with one width for the stem and one for each R"
         )
-    draft = Draft(name)
-    features = [draft.node(stem, 0, channels=widths[0], stride=stem_stride, label="stem")] * 2
-    stage = 0
+    features, stage = [before, previous], 0
     for index, letter in enumerate(cells):
         reduce = letter == "R"
         stage += reduce
         type_ = "reduction" if reduce else "normal"
-        output = cell(
-            draft,
-            type_ if shared else f"cell{index}",
-            *features[-2:],
-            width=widths[stage],
-            reduce=reduce,
-            nodes=nodes,
-            keep=keep,
-            candidates=candidates,
-            label=f"cell{index}.{type_}",
-        )
-        features.append(output)
+        names = type_ if shared else f"cell{index}"
+        features.append(build(draft, names, *features[-2:], width=widths[stage], reduce=reduce, label=f"cell{index}.{type_}"))
+    return features[2:]
+
+
+def finish(draft: Draft, features: Sequence[int], head: Head | MultiScaleHead, classes: int) -> None:
+    """Append the end of a network: the head over the last feature and the last one at its stride, the classifier, the resize to the image's size.
+
+    InputError where no feature lies at the head's stride.
+    """
     fine = [f for f in features if 2 ** draft.level(f) == head.stride]
     if not fine:
-        raise InputError(f"no cell and no stem of {name!r} ends at 1/{head.stride} of the image, where its head reads")
+        raise InputError(f"no cell and no stem of {draft.name!r} ends at 1/{head.stride} of the image, where its head reads")
     if isinstance(head, Head):
         feature = _fixed(draft, features[-1], fine[-1], head)
     else:
         feature = multi_scale_cell(draft, features[-1], fine[-1], width=head.width, nodes=head.nodes, candidates=head.candidates)
     logits = draft.node(kind("classifier"), feature, channels=classes, label="head.classifier")
     draft.resize(logits, 0, "head.output")
-    return draft.space()
 
 
 def _fixed(draft: Draft, deep: int, fine: int, head: Head) -> int:

@@ -92,11 +92,11 @@ def toy(request: pytest.FixtureRequest) -> Space:
     return TOYS[request.param]()
 
 
-LARGE = "dcnas"
-"""Its 2860 slots take minutes in tests over every space; `dcnas-small` is the same grid."""
+LARGE = ("dcnas", "auto-deeplab")
+"""Their 2860 and 1617 slots take minutes in tests over every space; `dcnas-small` is the same grid, `auto-deeplab-small` the same trellis."""
 
 
-@pytest.fixture(params=[*(pytest.param(name, marks=pytest.mark.slow) if name == LARGE else name for name in SPACES), *TOYS])
+@pytest.fixture(params=[*(pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in SPACES), *TOYS])
 def any_space(request: pytest.FixtureRequest) -> Space:
     """Each registered space and each toy space in turn."""
     return SPACES[request.param](7) if request.param in SPACES else TOYS[request.param]()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from random import Random
 
@@ -15,6 +16,7 @@ from segnas.latency import Calibration, LatencyTable, Probe
 from segnas.search.budget import Measurement, Met, bounds, budget_ms, meet_budget
 from segnas.search.prices import prices
 from segnas.search.space import Space
+from segnas.search.spaces.cells import cell
 from segnas.search.spaces.stacked import Head, stack
 from segnas.timing import Measured, percentile
 
@@ -26,7 +28,8 @@ def space() -> Space:
     """2304 networks, which are searched whole, at prices that lie closely."""
     stem, head = kind("stem", unit="separable", width=8), Head(kind("pyramid_pool"), 16, 8, 1)
     few = (kind("none"), kind("max_pool"), kind("conv"))
-    return stack("small", 7, cells="RNRN", widths=(8, 16, 24), stem=stem, stem_stride=8, head=head, shared=True, candidates=few)
+    build = partial(cell, candidates=few)
+    return stack("small", 7, cells="RNRN", widths=(8, 16, 24), stem=stem, stem_stride=8, head=head, shared=True, build=build)
 
 
 @pytest.fixture(scope="module")

@@ -96,11 +96,11 @@ def test_price_of_dead_ends_and_paths_is_near_full_enumeration(name, bound, toy_
         assert float(expected(p)) == pytest.approx(enumerated(space, p, expected.exact), rel=bound)
 
 
-@pytest.mark.parametrize("name", [name for name in SPACES if name != "dcnas"])
+@pytest.mark.parametrize("name", [name for name in SPACES if name not in ("dcnas", "auto-deeplab")])
 def test_price_of_registered_spaces_agrees_with_draws(name, made_up_table):
     space, rng = SPACES[name](7), Random(0)
     expected, p = ExpectedLatency(space, made_up_table(space)), probabilities(space)
-    assert expected.is_linear == name.startswith("cas")  # elsewhere an input that no edge reads is not there
+    assert expected.is_linear == name.startswith(("cas", "darts"))  # elsewhere an input that no edge reads is not there
     weights = {name: values.tolist() for name, values in p.items()}
     prices = torch.tensor([expected.exact(space.random(rng, weights)) for _ in range(2000)])
     bound = 4 * float(prices.std()) / math.sqrt(2000) + (0 if expected.is_linear else 0.01 * float(prices.mean()))

@@ -14,6 +14,7 @@ from segnas.search.expected import ExpectedPrice
 from segnas.search.knapsack import best_between, suits
 from segnas.search.space import Space
 from segnas.search.spaces import space
+from segnas.search.spaces.dcnas import grid
 
 OPTIONS = (kind("none"), kind("skip"), kind("conv"))
 
@@ -66,8 +67,10 @@ def test_a_linear_space_is_solved_whole_and_never_worse_than_local_search() -> N
 
 
 def test_dense_grids_are_left_to_local_search() -> None:
-    assert not suits(space("dcnas-small", 5))
+    dense = grid("grid", 5, layers=13, width=8, head=kind("conv"), head_width=8)
+    assert not suits(dense)  # the last cells choose 1 to 3 of 52 links: 23,478 ways
     assert suits(space("gas-fast", 5))
+    assert suits(space("darts", 5))  # 490 of the 32,768 assignments of a node's five edges obey the rule
 
 
 def test_nothing_fits_below_the_constant(cells: Space) -> None:

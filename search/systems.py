@@ -1,0 +1,107 @@
+"""The systems of the literature that are rebuilt here: what each searches and how, which of our spaces, methods and networks are its own."""
+
+from dataclasses import dataclass
+
+from segnas.search.spaces import SPACES
+from segnas.search.trellis import networks
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One system: its name and paper, what it searches and how, and its names here. `evidence` says what is the paper's, its code's, or ours."""
+
+    name: str
+    paper: str
+    searched: str
+    how: str
+    spaces: tuple[str, ...]
+    method: str
+    published: tuple[str, ...]
+    evidence: str
+    page: str
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of its whole run at the paper's scale; with `-quick` behind it, that of minutes on a CPU."""
+        return self.page.removesuffix(".md")
+
+
+SYSTEMS: tuple[System, ...] = (
+    System(
+        "CAS",
+        "Zhang et al., CVPR 2019",
+        "normal, reduction and multi-scale cells, shared by type",
+        "softmax mixture, weights and decisions in turn, a cost in the loss",
+        ("cas", "cas-fast", "cas-tiny"),
+        "cas",
+        (),
+        "abstract read, details recalled; stems, widths, heads ours",
+        "cas.md",
+    ),
+    System(
+        "GAS",
+        "Lin et al., CVPR 2020",
+        "every cell on its own, guided by the one before",
+        "Gumbel-softmax, one pass for weights and decisions, log of the latency",
+        ("gas", "gas-fast", "gas-fast-shared"),
+        "gas",
+        (),
+        "abstract and a caption read, details recalled; stems, widths, heads ours",
+        "gas.md",
+    ),
+    System(
+        "DCNAS",
+        "Zhang et al., CVPR 2021",
+        "links between all cells of a grid of four scales, and their operators",
+        "drawn links, partial channels, regularisers",
+        ("dcnas", "dcnas-small"),
+        "dcnas",
+        (),
+        "abstract and a figure read, details reported or recalled; estimator, weights, end ours",
+        "dcnas.md",
+    ),
+    System(
+        "DARTS",
+        "Liu, Simonyan and Yang, ICLR 2019",
+        "a normal and a reduction cell, stacked",
+        "softmax mixture, in turn, second order; two strongest edges a node",
+        ("darts", "darts-tiny"),
+        "darts",
+        ("darts-v1", "darts-v2"),
+        "paper and code read; segmentation network ours",
+        "darts.md",
+    ),
+    System(
+        "Auto-DeepLab",
+        "Liu et al., CVPR 2019",
+        "one cell, and a path through four scales",
+        "softmax mixture at both, in turn, decisions from half of the steps on; Viterbi",
+        ("auto-deeplab", "auto-deeplab-small"),
+        "auto-deeplab",
+        ("auto-deeplab-s", "auto-deeplab-m", "auto-deeplab-l"),
+        "paper and the authors' network code read; the search's gates, stem and head ours",
+        "auto-deeplab.md",
+    ),
+)
+
+
+def system_of(space: str) -> System | None:
+    """The system that a space belongs to; None for one of the user's own."""
+    return next((system for system in SYSTEMS if space in system.spaces), None)
+
+
+def sizes(classes: int = 19) -> dict[str, int]:
+    """Number of networks of every registered space."""
+    return {name: networks(make(classes)) for name, make in SPACES.items()}
+
+
+def table() -> list[str]:
+    """The systems as the rows of a Markdown table, with the number of networks of each space."""
+    counts = sizes()
+    rows = ["| system | what is searched | how | spaces, networks | method | published networks | evidence |", "|" + "---|" * 7]
+    for system in SYSTEMS:
+        held = ", ".join(f"`{name}` {counts[name]:.3g}" for name in system.spaces)
+        published = ", ".join(f"`{name}`" for name in system.published) or "none"
+        title = f"[{system.name}]({system.page}) ({system.paper})"
+        rows.append(f"| {title} | {system.searched} | {system.how} | {held} | `{system.method}` | {published} | {system.evidence} |")
+    return rows
