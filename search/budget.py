@@ -24,7 +24,7 @@ DRAWS = 200
 WINDOW = 0.02
 """How far under its upper end, as a share of the budget, a measured network is still what was asked for; our choice."""
 EVALUATIONS = 50_000
-"""Of prices in a local search; a tenth of that in a trellis, whose prices take longer; our choice."""
+"""Of prices in a local search; a tenth of that in a trellis and a quarter where joins choose inputs, whose prices take longer; our choice."""
 USUAL_SD = 0.005
 """Relative standard deviation of a measured mean, before one is known."""
 
@@ -165,7 +165,7 @@ class _Aim:
         trellis = trellis_of(space)
         self.scores = dict(scores) if trellis is None else {**scores, **trellis.pushed(scores)}
         self.paths = PathDecoder.of(space, trellis, limits[0].expected) if len(limits) == 1 else None
-        self.evaluations = EVALUATIONS if trellis is None else EVALUATIONS // 10
+        self.evaluations = EVALUATIONS // (10 if trellis else 4 if limits[0].expected.walks else 1)
         self.price, self.milliseconds, self.budget = within_all(limits), limits[0].expected.exact, limits[0].limit
         self.given: set[str] = set()
         self.spent: set[tuple[int, ...]] = set()

@@ -16,6 +16,7 @@ from segnas.latency import LatencyTable
 from segnas.search.chances import ALWAYS, Chances, Event, is_undecided
 from segnas.search.conditioning import Conditioner, conditioned
 from segnas.search.exact import ExactPrice
+from segnas.search.incoming import Incoming
 from segnas.search.presence import Presence
 from segnas.search.space import Genotype, Space
 
@@ -27,8 +28,8 @@ class ExpectedPrice:
     multiply-accumulates); `constant` is added.
 
     Exact where every slot's presence is certain or one decision's event, as in stacked cells without dead ends
-    (`is_linear` says so). Elsewhere presences of different slots are taken as independent, which is exact at one-hot
-    probabilities only.
+    (`is_linear` says so), and where joins choose one input each (`incoming`). Elsewhere presences of different slots are
+    taken as independent, which is exact at one-hot probabilities only.
     """
 
     def __init__(self, space: Space, height: int, width: int, price: Callable[[Operation], float], constant: float = 0.0) -> None:
@@ -42,12 +43,18 @@ class ExpectedPrice:
         self._constant = constant
         self._linear = {name: [0.0] * size for name, size in space.decisions.items()}
         self._open = {index: self._tensor(index) for index in range(len(space.slots)) if not self._fold(index)}
+        self._incoming = Incoming.of(space) if self._open else None
         self._weights = torch.tensor([price for values in self._linear.values() for price in values], dtype=torch.float64)
 
     @property
     def is_linear(self) -> bool:
         """Whether the expectation is linear in the marginals, hence exact."""
         return not self._open
+
+    @property
+    def walks(self) -> bool:
+        """Whether the expectation is exact by a walk over choices of inputs."""
+        return self._incoming is not None
 
     @property
     def linear(self) -> tuple[dict[str, list[float]], float]:
@@ -71,8 +78,27 @@ class ExpectedPrice:
         total = self._weights @ flat + self._constant
         if not self._open:
             return total
+        if self._incoming is not None:
+            return total + self._walked(self._incoming, self._conditioner.split(flat))
         presence = Presence(self.space, self._chances, self._conditioner.split(flat))
         return total + sum(presence.price(index, self._decisions[index], prices) for index, prices in self._open.items())
+
+    def _walked(self, incoming: Incoming, marginals: Mapping[str, Tensor]) -> Tensor:
+        """Expected price of the slots whose presence hangs on choices of inputs: exact."""
+        chances = [torch.ones(1, dtype=torch.float64)]
+        for stage in incoming.stages:
+            factors = torch.cat([marginals[stage.decision], torch.ones(1, dtype=torch.float64)])
+            options = [len(factors) - 1 if option is None else option for option in stage.options]
+            moved = chances[-1][list(stage.sources)] * factors[options]
+            chances.append(torch.zeros(stage.size, dtype=torch.float64).index_add(0, torch.tensor(stage.targets), moved))
+        total = torch.zeros((), dtype=torch.float64)
+        for index, prices in self._open.items():
+            step, places = incoming.wanted[index]
+            for name in reversed(self._decisions[index]):
+                prices = prices @ marginals[name]
+            inputs = len(self.space.slots[index].inputs) - 1 if self.space.slots[index].join else 1
+            total = total + inputs * prices * chances[step][list(places)].sum()
+        return total
 
     def exact(self, genotype: Genotype) -> float:
         """Price of one network: what its decoded architecture costs, without decoding it; the genotype is not

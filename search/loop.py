@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from segnas.augment import Augmentation, Batch, ImageCache, batch_count, batches
+from segnas.augment import Batch, ImageCache
 from segnas.data import Dataset, halves
 from segnas.errors import UsageError, VerificationError
 from segnas.latency import LatencyTable
 from segnas.report import Curve
+from segnas.search.beside import Beside
 from segnas.search.checkpoint import (
     load_tensors,
     optimiser_tensors,
@@ -26,6 +27,7 @@ from segnas.search.checkpoint import (
     save_tensors,
     unprefixed,
 )
+from segnas.search.families import decoupled
 from segnas.search.objective import cross_entropy
 from segnas.search.prices import Priced, prices
 from segnas.search.regularise import Regulariser
@@ -34,6 +36,7 @@ from segnas.search.sampling import Sample
 from segnas.search.second_order import Forward, VirtualStep, second_order_gradient
 from segnas.search.settings import SearchSettings
 from segnas.search.space import Space
+from segnas.search.streams import stream, thinned
 from segnas.search.supernet import untrained_supernet
 from segnas.search.terms import Term, term
 from segnas.search.trace import Trace, TraceHeader
@@ -53,6 +56,8 @@ class Searched:
 
     probabilities: Probabilities
     curves: tuple[Curve, ...]
+    teacher: Probabilities | None = None
+    """Those of a teacher that was searched beside."""
 
 
 def search(
@@ -93,8 +98,8 @@ def search(
     cache, saved = ImageCache(CACHE_BYTES), time.monotonic()
     single = settings.levels == "single"
     first, second = (tuple(range(len(dataset))), ()) if single else halves(len(dataset), seed)
-    weights_stream = _stream(dataset, first, settings, seed, run.step, workers, cache)
-    decision_stream = _stream(dataset, second, settings, seed + 1, max(0, run.step - settings.warmup), workers, cache)
+    weights_stream = stream(dataset, first, settings, seed, run.step, workers, cache)
+    decision_stream = stream(dataset, second, settings, seed + 1, max(0, run.step - settings.warmup), workers, cache)
     header = TraceHeader(space.name, space.classes, space.decisions, settings.steps, budget_ms, identity)
     kept = None if trace is None else Trace.resume(trace, header, step=run.step) if begun else Trace.start(trace, header)
     with closing(weights_stream), closing(decision_stream), kept or nullcontext():
@@ -109,7 +114,7 @@ def search(
                 run.save(checkpoint, identity)
                 saved = time.monotonic()
     run.save(checkpoint, identity)
-    return Searched(run.probabilities(), run.finished_curves())
+    return Searched(run.probabilities(), run.finished_curves(), run.taught_probabilities())
 
 
 class _Run:
@@ -121,7 +126,8 @@ class _Run:
         _freeze_normalisation(self.supernet)
         self.supernet = self.supernet.to(self.device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self.relaxation = Relaxation(space, settings, seed)
-        self.decisions = dict(self.relaxation.named_parameters())
+        self.beside = Beside(space, settings, seed + 5)
+        self.decisions = {**dict(self.relaxation.named_parameters()), **self.beside.parameters()}
         weights = {p: name for name, p in self.supernet.named_parameters() if p.requires_grad}
         self.names: dict[Tensor, str] = {**weights, **{p: name for name, p in self.decisions.items()}}
         self.weight_optimiser = torch.optim.SGD(
@@ -164,15 +170,18 @@ class _Run:
             logits = {name: values.detach() for name, values in logits.items()}
         sample = self.relaxation.sample(logits, self.step)
         loss = self._loss(batch, sample)
+        beside = self._taught(batch, decides=decides) + self.beside.extremes(
+            lambda other: self._loss(batch, other), sample, self.relaxation, self.step
+        )
         self.weight_optimiser.zero_grad(set_to_none=True)
         parameters = list(self.decisions.values())
         self.decision_optimiser.zero_grad(set_to_none=True)
         if decides:
             of_loss, from_prices = self._shares(loss, logits, sample.weights)
-            (of_loss * loss).backward()
+            (of_loss * loss + beside).backward()
             self._move([parameter.grad for parameter in parameters], from_prices)
         else:
-            loss.backward()
+            (loss + beside).backward()
         nn.utils.clip_grad_norm_([p for p in self.supernet.parameters() if p.requires_grad], self.settings.clip)
         self.weight_optimiser.step()
         return self._record("loss on weights' half" if self.settings.levels == "bilevel" else "loss", loss)
@@ -188,7 +197,12 @@ class _Run:
             parameters = list(self.decisions.values())
             found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
         of_loss, from_prices = self._shares(loss, logits, sample.weights)
-        self._move([None if gradient is None else of_loss * gradient for gradient in found], from_prices)
+        moves = [None if gradient is None else of_loss * gradient for gradient in found]
+        taught = self._taught(batch, decides=True)
+        if isinstance(taught, Tensor):
+            theirs = torch.autograd.grad(taught, list(self.decisions.values()), allow_unused=True)
+            moves = [other if mine is None else mine for mine, other in zip(moves, theirs, strict=True)]
+        self._move(moves, from_prices)
         self._record("loss on decisions' half", loss)
 
     def _looked_ahead(self, batch: Batch, weights_batch: Batch) -> tuple[Tensor, Sample, list[Tensor]]:
@@ -210,6 +224,14 @@ class _Run:
             generators=(self.relaxation.random, self.relaxation.draws),
         )
         return (*seen[0], found)
+
+    def _taught(self, batch: Batch, *, decides: bool) -> Tensor | float:
+        """The teacher's loss; 0 without one."""
+        loss = self.beside.taught(lambda sample: self._loss(batch, sample), self.step, decides=decides)
+        if loss is None:
+            return 0.0
+        self._record("loss of the teacher" + (" on decisions' half" if decides and self.settings.levels == "bilevel" else ""), loss)
+        return loss
 
     def _shares(self, loss: Tensor, logits: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[float, Sequence[Tensor | None]]:
         """The share of the loss in the objective, by which its gradients count, and the gradients of all else to the decisions.
@@ -248,10 +270,16 @@ class _Run:
             return []
         by_sample = self.settings.priced == "sample"
         given = weights if by_sample else self.relaxation.probabilities(logits)
-        found = [limit.expected(given, given_rules=not by_sample) for limit in self.limits]
+        found = [self._priced(limit, given, given_rules=not by_sample) for limit in self.limits]
         for limit, price in zip(self.limits, found, strict=True):
             self._record(f"expected {limit.name}", price)
         return found
+
+    def _priced(self, limit: Priced, given: Mapping[str, Tensor], *, given_rules: bool) -> Tensor:
+        """One expected price, whole or a family of decisions at a time."""
+        if self.settings.priced == "decoupled":
+            return decoupled(self.space, given, self.settings.shares, limit.expected)
+        return limit.expected(given, given_rules=given_rules)
 
     def _regularised(self, logits: Mapping[str, Tensor]) -> list[Tensor]:
         """The weighted regularisers: off for the first third of the search, then rising to their weights (ours: earlier, they freeze the noise)."""
@@ -270,7 +298,7 @@ class _Run:
         for limit, held, price in zip(self.limits, self.terms, decoded, strict=True):
             held.update(price)
             self._record(f"decoded {limit.name}", price)
-            if self.settings.term == "lagrangian":
+            if self.settings.term in ("lagrangian", "fasterseg"):
                 self._record(f"multiplier of {limit.name}", held.multiplier)
         self._record("entropy of decisions, share of the most", self.relaxation.entropy())
         operations = [slot.kinds[genotype[slot.decision]].op for slot in self.space.slots if slot.decision]
@@ -307,11 +335,15 @@ class _Run:
 
     def probabilities(self) -> Probabilities:
         """What the search has learned, guidance included."""
-        return {name: tuple(p.tolist()) for name, p in self.relaxation.probabilities().items()}
+        return _as_tuples(self.relaxation)
+
+    def taught_probabilities(self) -> Probabilities | None:
+        """What the teacher beside has learned; None without one."""
+        return None if self.beside.teacher is None else _as_tuples(self.beside.teacher)
 
     def finished_curves(self) -> tuple[Curve, ...]:
         """The curves, thinned to at most 200 points each by means over equal stretches."""
-        return tuple(_thinned(f"search/{name}", steps, values) for name, (steps, values) in self.curves.items())
+        return tuple(thinned(f"search/{name}", steps, values) for name, (steps, values) in self.curves.items())
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Write all that the next step depends on."""
@@ -355,25 +387,15 @@ class _Run:
         self.curves = {name: (list(steps), list(values)) for name, steps, values in state["curves"]}
 
 
+def _as_tuples(relaxation: Relaxation) -> Probabilities:
+    """The probabilities of every decision's options, as numbers."""
+    return {name: tuple(p.tolist()) for name, p in relaxation.probabilities().items()}
+
+
 def _origin(table: LatencyTable) -> dict[str, Any]:
     """What a search depends on of a table."""
     corrections = [list(correction) for correction in table.calibration.corrections]
     return {"prices": table.prices_digest, "scale": table.calibration.scale, "corrections": corrections}
-
-
-def _stream(
-    dataset: Dataset, indices: tuple[int, ...], settings: SearchSettings, seed: int, done: int, workers: int, cache: ImageCache
-) -> Generator[Batch, None, None]:
-    """Batches without end over these samples, from batch number `done` on."""
-    augmentation = Augmentation(settings.crop, settings.scale)
-    per_epoch = batch_count(len(indices), settings.batch)
-    while True:
-        epoch, offset = divmod(done, per_epoch)
-        for batch in batches(
-            dataset, indices, seed=seed, epoch=epoch, batch_size=settings.batch, augmentation=augmentation, start=offset, workers=workers, cache=cache
-        ):
-            yield batch
-            done += 1
 
 
 def _freeze_normalisation(supernet: nn.Module) -> None:
@@ -386,10 +408,3 @@ def _freeze_normalisation(supernet: nn.Module) -> None:
 
 def _norm(gradients: Sequence[Tensor | None]) -> float:
     return math.sqrt(sum(float(gradient.double().pow(2).sum()) for gradient in gradients if gradient is not None))
-
-
-def _thinned(name: str, steps: list[int], values: list[float], most: int = 200) -> Curve:
-    width = max(1, math.ceil(len(steps) / most))
-    starts = range(0, len(steps), width)
-    means = tuple(round(sum(values[i : i + width]) / len(values[i : i + width]), 6) for i in starts)
-    return Curve(name, tuple(steps[min(i + width, len(steps)) - 1] for i in starts), means)

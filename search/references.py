@@ -12,6 +12,7 @@ from segnas.kinds import Kind, kind
 from segnas.mobilenet import mobilenet_v2_network
 from segnas.search.published_autodeeplab import auto_deeplab_l, auto_deeplab_m, auto_deeplab_s
 from segnas.search.published_darts import darts_v1, darts_v2
+from segnas.search.published_fasterseg import fasterseg_student
 
 BOTTLENECKS = ((64, 2), (96, 2), (128, 1))
 """Channels and stride of each stage of Fast-SCNN's global feature extractor: three inverted residuals of expansion 6 each."""
@@ -67,6 +68,7 @@ REFERENCES: dict[str, Callable[[int], Architecture]] = {
     "auto-deeplab-s": auto_deeplab_s,
     "auto-deeplab-m": auto_deeplab_m,
     "auto-deeplab-l": auto_deeplab_l,
+    "fasterseg-student": fasterseg_student,
 }
 """Every reference network by name: number of classes -> architecture."""
 
@@ -86,6 +88,7 @@ PUBLISHED: dict[str, Published] = {
     "auto-deeplab-s": Published(10.15e6, 333.25e9, (1025, 2049), "Liu et al., CVPR 2019, table 2"),
     "auto-deeplab-m": Published(21.62e6, 460.93e9, (1025, 2049), "Liu et al., CVPR 2019, table 2"),
     "auto-deeplab-l": Published(44.42e6, 695.03e9, (1025, 2049), "Liu et al., CVPR 2019, table 2"),
+    "fasterseg-student": Published(3.42e6, 27.77e9, (1024, 2048), "Chen et al., ICLR 2020: released architecture, counted"),
 }
 """The size at which Auto-DeepLab's multiply-adds were counted is inferred from them (docs/auto-deeplab.md)."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segnas.search.derive import Ranking, likeliest
 from segnas.search.guidance import Guidance
 from segnas.search.regularise import gate_logits
-from segnas.search.sampling import Estimator, Gate, Sample, gumbel, hard, one_hot_of, paths, softmax
+from segnas.search.sampling import Estimator, Gate, Sample, drawn_widths, gumbel, hard, one_hot_of, paths, softmax
 from segnas.search.settings import SearchSettings
 from segnas.search.space import Space
 from segnas.search.trellis import trellis_of
@@ -59,6 +59,8 @@ class Relaxation:
                 sample = softmax(self.space, logits)
             case "gumbel":
                 sample = gumbel(self.space, logits, tau=self.temperature(step), generator=self.random)
+            case "widths":
+                sample = drawn_widths(self.space, logits, tau=self.temperature(step), generator=self.random)
             case "hard":
                 return hard(self.space, {**logits, **self._decided(logits)}, rng=self.draws)
             case _:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from segnas.errors import InputError
+from segnas.search.slots import Widths
 from segnas.search.space import Genotype, Space
 
 Logits = Mapping[str, Tensor]
@@ -64,6 +65,17 @@ def gumbel(space: Space, logits: Logits, *, tau: float, generator: torch.Generat
     if not hard:
         return Sample(weights, everything(space))
     return _straight_through(weights, {name: int(values.argmax()) for name, values in weights.items()})
+
+
+def drawn_widths(space: Space, logits: Logits, *, tau: float, generator: torch.Generator) -> Sample:
+    """Softmax over operations and ways; of each width one, drawn by a hard Gumbel-softmax (FasterSeg, section 3.2).
+
+    The weight of a drawn width is 1 and scales what it makes, so that its gradient reaches the logits, of the loss and of the price alike.
+    """
+    names = {slot.channels.decision for slot in space.slots if isinstance(slot.channels, Widths)}
+    drawn = gumbel(space, {name: logits[name].log_softmax(0) for name in space.decisions if name in names}, tau=tau, generator=generator, hard=True)
+    mixed = softmax(space, logits)
+    return Sample({**mixed.weights, **drawn.weights}, {**mixed.active, **drawn.active})
 
 
 def clamp(space: Space, logits: Logits) -> Sample:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from segnas.errors import UsageError
 
-SAMPLERS = ("softmax", "gumbel", "hard", "paths")
+SAMPLERS = ("softmax", "gumbel", "hard", "paths", "widths")
 OPTIMISERS = ("sgd", "adamw")
-TERMS = ("lagrangian", "cas", "gas", "fbnet", "mnasnet", "mnasnet-hard", "proxyless", "tunas", "hinge", "none")
+DISTILLATIONS = ("none", "kl", "mse")
+TERMS = ("lagrangian", "cas", "gas", "fbnet", "mnasnet", "mnasnet-hard", "proxyless", "tunas", "hinge", "fasterseg", "none")
 """The names of `segnas.search.terms`, here so that a recipe can be read without torch."""
 
 CHOICES: dict[str, tuple[object, ...]] = {
@@ -17,7 +18,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "order": (1, 2),
     "guidance": ("none", "adjacent", "chained"),
     "term": TERMS,
-    "priced": ("probabilities", "sample"),
+    "priced": ("probabilities", "sample", "decoupled"),
     "ranking": ("odds", "strength"),
     "gate": ("softmax", "sigmoid"),
     "estimator": ("share", "ht"),
@@ -52,6 +53,10 @@ class SearchSettings:
     the rules; every `price_every`-th step, with as many times the strength. `paths` links of each cell are drawn, `parts`
     is how many parts the channels fall into (DCNAS). `regularise` weighs DCNAS's three regularisers; they are off for the
     first third and then rise. With 2 `phases` the multi-scale cell is searched after the rest is decided (CAS).
+
+    `sampler` widths draws widths and mixes all else; `priced` decoupled is the mean of three prices, in each of which one family of decisions is
+    learned, by the `shares` of operations, ways and widths; `sandwich` also trains the weights at the widest and the narrowest, and in the warm-up at
+    two random widths; `teacher` searches a second, widest network beside, at no price (all FasterSeg).
     """
 
     method: str = "cas"
@@ -71,6 +76,9 @@ class SearchSettings:
     multiplier_rate: float = 0.2
     priced: str = "probabilities"
     price_every: int = 1
+    shares: tuple[float, float, float] = (0.002, 0.994, 0.004)
+    sandwich: bool = False
+    teacher: bool = False
     constraints: tuple[Constraint, ...] = ()
     ranking: str = "odds"
     paths: int = 4
@@ -106,6 +114,8 @@ class SearchSettings:
                 f"search.paths {self.paths}, search.parts {self.parts}, search.price_every {self.price_every}, search.regularise {self.regularise} "
                 f"and search.term_weight {self.term_weight} were given; the first three are 1 or more, the others 0 or more"
             )
+        if min(self.shares) < 0 or sum(self.shares) <= 0:
+            raise UsageError(f"search.shares {self.shares} were given; three numbers of 0 or more are allowed, not all of them 0")
         if self.levels == "single" and (self.order == 2 or self.phases == 2):
             raise UsageError("search.levels single was given with search.order 2 or search.phases 2; both belong to bilevel")
 
@@ -165,6 +175,25 @@ METHODS: dict[str, Method] = {
             "weight_decay": 5e-4,
         },
     ),
+    "fasterseg": Method(
+        "softmax over operations and incoming ways, drawn widths, in turn; latency a family at a time, at a strength that doubles and halves; a "
+        "widest teacher beside (FasterSeg, sections 3.2 to 3.4 and released code)",
+        {
+            "sampler": "widths",
+            "term": "fasterseg",
+            "priced": "decoupled",
+            "sandwich": True,
+            "teacher": True,
+            "ranking": "strength",
+            "multiplier_rate": 0.1,
+            "final_temperature": 1.0,
+            "decision_rate": 3e-3,
+            "decision_decay": 0.0,
+            "learning_rate": 0.02,
+            "weight_decay": 5e-4,
+        },
+        warmup=0.3,
+    ),
     "hard": Method("one network that obeys the rules at each step, straight-through weights, priced exactly (ours)", {"sampler": "hard"}),
 }
 """Every gradient-based method by name; any setting of a recipe goes before the method's."""
@@ -199,7 +228,8 @@ class TrainSettings:
 
     `optimiser` is sgd, with `momentum`, or adamw, which learns several times faster in the few epochs that a CPU has time for (docs/results.md).
     `ohem_threshold` 1 counts every pixel. `class_weights` c weighs classes by 1 / ln(c + share of the pixels) as ENet does (its c is 1.02,
-    recalled); 0 weighs all alike.
+    recalled); 0 weighs all alike. With `distil` kl or mse a teacher's logits are learned from too, with `distil_weight`; kl is taken at
+    `distil_temperature`. `teacher` says whose, in `segnas run`: the one that the search found beside (`search`), or a reference's name.
     """
 
     steps: int = 2000
@@ -215,6 +245,10 @@ class TrainSettings:
     auxiliary: float = 0.4
     ohem_threshold: float = 0.7
     class_weights: float = 0.0
+    distil: str = "none"
+    distil_weight: float = 1.0
+    distil_temperature: float = 1.0
+    teacher: str = ""
     ema: float = 0.99
     colour: float = 0.4
     checkpoint_s: float = 30.0
@@ -228,5 +262,10 @@ class TrainSettings:
             )
         if self.optimiser not in OPTIMISERS:
             raise UsageError(f"train.optimiser {self.optimiser!r} was given; allowed: {', '.join(OPTIMISERS)}")
+        if self.distil not in DISTILLATIONS or self.distil_weight < 0 or self.distil_temperature <= 0:
+            raise UsageError(
+                f"train.distil {self.distil!r}, train.distil_weight {self.distil_weight} and train.distil_temperature {self.distil_temperature} were "
+                f"given; allowed: {', '.join(DISTILLATIONS)}, a weight of 0 or more and a temperature above 0"
+            )
         if self.class_weights and self.class_weights <= 1:
             raise UsageError(f"train.class_weights {self.class_weights} was given; 0 (off) or a number above 1, such as 1.02, is allowed")

@@ -12,6 +12,7 @@ from segnas.kinds import Kind
 from segnas.network import Network, initialise
 from segnas.ops import build
 from segnas.search.sampling import Sample
+from segnas.search.slimmable import Slimmable
 from segnas.search.slots import Link, Slot, Widths, slot_name, source_of
 from segnas.search.space import Derived, Space
 
@@ -22,7 +23,9 @@ class Supernet(nn.Module):
 
     Each option of each slot has a module of its own, the very one that `Network` builds, normalisation with scale and
     shift included. An option's output, and a switched link's feature, is scaled by its weight behind the normalisation,
-    which would erase the scale before it. InputError for open widths.
+    which would erase the scale before it. A slot of open width, or that reads one, has one module for all of its widths
+    (`slimmable`); where several widths are active, its output is the sum of what each makes, narrower ones filled up with
+    zeros.
 
     With `parts` above 1 a choice that keeps size and width sees one of so many equal parts of the channels at a time,
     part number `turn` modulo `parts`, and the others pass by it unchanged (DCNAS, figure 1; PC-DARTS): memory falls, but
@@ -79,14 +82,32 @@ class Supernet(nn.Module):
         modules = cast(nn.ModuleDict, self.slots[index])
         target = size_at(self.space.levels[index], *size)
         if slot.decision is None:
-            return modules["0"](features, target)
+            return self._slim(index, 0, features[0], sample, target) if isinstance(modules["0"], Slimmable) else modules["0"](features, target)
         weights = sample.weights[slot.decision].to(features[0].device).unbind()
         options = [option for option in sample.active[slot.decision] if str(option) in modules]
+        if isinstance(modules[str(options[0])], Slimmable):
+            return _sum([self._slim(index, option, features[0], sample, target) * weights[option] for option in options])
         if not _is_partial(self.space.slots, index, self.parts):
             return _sum([modules[str(option)](features, target) * weights[option] for option in options])
         before, part, after = _split(features[0], self.parts, self.turn)
         mixed = _sum([modules[str(option)]([part], target) * weights[option] for option in options])
         return torch.cat([before, mixed, after], 1)
+
+    def _slim(self, index: int, option: int, feature: Tensor, sample: Sample, size: tuple[int, int]) -> Tensor:
+        """One option at every active width of the slot, each weighted, the narrower ones filled up with zeros."""
+        slot = self.space.slots[index]
+        module = cast(Slimmable, cast(nn.ModuleDict, self.slots[index])[str(option)])
+        source = self.space.slots[slot.sources[0]].channels
+        if isinstance(slot.channels, int):
+            return module([feature], size, slot.channels, _width_share(source, slot.channels, sample))
+        decision, active = slot.channels.decision, sample.active[slot.channels.decision]
+        weights, widest = sample.weights[decision].to(feature.device), max(slot.channels.options[i] for i in active)
+        made: list[Tensor] = []
+        for i in active:
+            width = slot.channels.options[i]
+            output = module([feature], size, width, _width_share(source, width, sample)) * weights[i]
+            made.append(output if width == widest else nn.functional.pad(output, (0, 0, 0, 0, 0, widest - width)))
+        return _sum(made)
 
 
 def untrained_supernet(space: Space, seed: int, *, parts: int = 1) -> Supernet:
@@ -114,16 +135,20 @@ def inherit(network: Network, supernet: Supernet, derived: Derived) -> None:
     with torch.no_grad():
         for index, (node, origin) in enumerate(zip(derived.architecture.nodes, derived.origins, strict=True)):
             if index and supernet.space.slots[origin].join is None:
-                network.nodes[str(index)].load_state_dict(supernet.module(origin, node.kind).state_dict())
+                module = supernet.module(origin, node.kind)
+                if isinstance(module, Slimmable):
+                    state = module.tensors(derived.architecture.nodes[node.inputs[0]].channels, node.channels)
+                else:
+                    state = module.state_dict()
+                network.nodes[str(index)].load_state_dict(state)
 
 
 def _modules(slots: Sequence[Slot], index: int, parts: int) -> Mapping[str, nn.Module]:
     """Modules of a slot's options, by option; none for the image, for a join and for `none`."""
     slot = slots[index]
     widths = [slots[source].channels for source in slot.sources]
-    for width in (*widths, slot.channels):
-        if isinstance(width, Widths):
-            raise InputError(f"{slot_name(slots, index)}: the width decision {width.decision!r} is open, which supernets do not support yet")
+    if slot.join is None and any(isinstance(width, Widths) for width in (*widths, slot.channels)):
+        return _slimmables(slots, index)
     inputs = tuple(width for width in widths if isinstance(width, int))
     channels = slot.channels if isinstance(slot.channels, int) else 0
     absent = {"image", "none"}
@@ -131,6 +156,25 @@ def _modules(slots: Sequence[Slot], index: int, parts: int) -> Mapping[str, nn.M
         channels //= parts
         inputs = (channels,)
     return {str(i): build(kind, inputs, channels, slot.stride) for i, kind in enumerate(slot.kinds) if kind.op not in absent}
+
+
+def _slimmables(slots: Sequence[Slot], index: int) -> Mapping[str, nn.Module]:
+    """Modules of a slot of open widths, by option. InputError where it reads several features, or may be absent."""
+    slot = slots[index]
+    if len(slot.inputs) != 1 or slot.may_be_absent:
+        raise InputError(f"{slot_name(slots, index)}: a slot of open width, or that reads one, has one input and is never `none`")
+    read = slots[slot.sources[0]].channels
+    inputs, outputs = ((width,) if isinstance(width, int) else width.options for width in (read, slot.channels))
+    return {str(i): Slimmable(kind, inputs, outputs, slot.stride) for i, kind in enumerate(slot.kinds)}
+
+
+def _width_share(source: int | Widths, width: int, sample: Sample) -> Tensor | None:
+    """The weight of that width among those of a feature; None where its width is certain."""
+    if isinstance(source, int) or len(sample.active[source.decision]) == 1:
+        return None
+    if width not in source.options:
+        return torch.zeros(())
+    return sample.weights[source.decision][source.options.index(width)]
 
 
 def _is_partial(slots: Sequence[Slot], index: int, parts: int) -> bool:

@@ -82,6 +82,17 @@ SYSTEMS: tuple[System, ...] = (
         "paper and the authors' network code read; the search's gates, stem and head ours",
         "auto-deeplab.md",
     ),
+    System(
+        "FasterSeg",
+        "Chen et al., ICLR 2020",
+        "operations and widths of cells, and two branches through three scales",
+        "softmax mixture of operations and incoming ways, drawn widths, in turn; latency a family at a time; teacher beside student",
+        ("fasterseg", "fasterseg-small"),
+        "fasterseg",
+        ("fasterseg-student",),
+        "paper's figures and the authors' code read; merges, gates and one output ours",
+        "fasterseg.md",
+    ),
 )
 
 

@@ -15,6 +15,10 @@ from torch import Tensor
 from segnas.errors import UsageError
 from segnas.search.settings import TERMS
 
+BAND = (165 / 175, 165 / 155)
+"""FasterSeg's band, as shares of its middle's milliseconds: faster halves the multiplier, slower doubles it."""
+BOUNDS = (1e-4, 1e4)
+
 
 class Term(Protocol):
     """What a price does to the objective."""
@@ -52,6 +56,28 @@ class AugmentedLagrangian:
     def update(self, decoded: float) -> None:
         """Move the multiplier by what the decoded network is over, or under, the limit."""
         self.multiplier = max(0.0, self.multiplier + self.rate * math.log(decoded / self.limit))
+
+
+@dataclass
+class Doubling:
+    """loss + multiplier * expected / limit, where the multiplier doubles while the decoded network is too slow and halves while it is too fast.
+
+    FasterSeg's released code, at the end of an epoch: halved from 175 FPS on, doubled up to 155, as it is between. Ours: the band around the limit is
+    as wide as theirs around 165 FPS; each decoded network moves the multiplier by 2^rate; and it stays within `BOUNDS`.
+    """
+
+    limit: float
+    rate: float = 0.2
+    multiplier: float = 0.06
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        """See the class."""
+        return loss + self.multiplier * expected / self.limit
+
+    def update(self, decoded: float) -> None:
+        """Halve or double, as far as `rate` says, where the decoded network is outside the band."""
+        turn = int(decoded >= BAND[1] * self.limit) - int(decoded <= BAND[0] * self.limit)
+        self.multiplier = min(BOUNDS[1], max(BOUNDS[0], self.multiplier * 2 ** (turn * self.rate)))
 
 
 @dataclass
@@ -132,6 +158,8 @@ def term(name: str, limit: float, *, weight: float, rho: float, rate: float) -> 
     """The term of that name; a weight of 0 asks for the term's own. UsageError lists the names."""
     if name == "lagrangian":
         return AugmentedLagrangian(limit, rho, rate)
+    if name == "fasterseg":
+        return Doubling(limit, rate, weight or Doubling.multiplier)
     if name == "none":
         return Fixed(limit, 0.0, lambda loss, expected, limit, weight: loss)
     if name not in FORMS:

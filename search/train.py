@@ -29,6 +29,7 @@ from segnas.search.checkpoint import (
     save_tensors,
     unprefixed,
 )
+from segnas.search.distil import Distillation, distillation
 from segnas.search.objective import ohem_cross_entropy
 from segnas.search.settings import TrainSettings
 
@@ -79,8 +80,9 @@ def train(
     start: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    teacher: Network | None = None,
 ) -> Trained:
-    """Train on every sample of the dataset and return the averaged weights.
+    """Train on every sample of the dataset and return the averaged weights; from a trained `teacher` too, where the settings distil.
 
     Resumes from `checkpoint` where it is there, to the same bytes as an undisturbed run with the same number of threads. `start` replaces initial
     weights by name. Under torchrun each process takes its share of every batch. `workers` threads prepare batches: by default none on a CPU, where
@@ -89,10 +91,13 @@ def train(
     if architecture.classes != len(dataset.labels.classes):
         raise IncompatibleError(f"the architecture has {architecture.classes} classes, {dataset.name} has {len(dataset.labels.classes)}")
     weights = class_weights(class_shares(dataset), settings.class_weights) if settings.class_weights else None
-    run = _Run(architecture, settings, seed, device, start, weights)
+    told = distillation(settings, teacher, architecture.classes, torch.device(device))
+    run = _Run(architecture, settings, seed, device, start, weights, told)
     data = f"{dataset.name} {dataset.split}, {len(dataset)} samples"
     origin = weights_digest(start) if start else "none"
     identity = {"architecture": architecture.digest, "seed": seed, "data": data, "start": origin, "settings": plain_settings(settings)}
+    if teacher is not None:
+        identity["teacher"] = weights_digest(teacher.state_dict())
     if checkpoint.is_file():
         run.restore(checkpoint, identity)
     per_epoch = batch_count(len(dataset), settings.batch)
@@ -137,6 +142,7 @@ class _Run:
         device: str,
         start: Mapping[str, Tensor] | None,
         class_weights: Tensor | None,
+        told: Distillation | None,
     ) -> None:
         network = initialised(architecture, seed)
         if start:
@@ -149,6 +155,7 @@ class _Run:
             initialise(self.model.head)
         self.model.head.requires_grad_(settings.auxiliary > 0)  # DistributedDataParallel waits for the gradient of whatever may have one
         self.settings, self.device = settings, torch.device(device)
+        self.told = told
         self.class_weights = None if class_weights is None else class_weights.to(self.device)
         self.model = self.model.to(self.device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -173,6 +180,8 @@ class _Run:
         if self.settings.auxiliary:
             small = nearest_labels(labels, (int(auxiliary.shape[-2]), int(auxiliary.shape[-1])))
             loss = loss + self.settings.auxiliary * ohem_cross_entropy(auxiliary.float(), small, threshold=threshold, weights=weights)
+        if self.told is not None:
+            loss = loss + self.told(images, logits.float())
         value = float(loss.detach())
         if not math.isfinite(value):
             raise VerificationError(

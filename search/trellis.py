@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from segnas.search import incoming
 from segnas.search import rules as ruling
 from segnas.search.slots import Choice, Link, Widths
 from segnas.search.space import Genotype, Space
@@ -118,7 +119,9 @@ def trellis_of(space: Space) -> Trellis | None:
 
 
 def networks(space: Space) -> int:
-    """Number of networks: of genotypes, but for the moves of states that are not on the path."""
+    """Number of networks: of genotypes, but for the decisions of what is not on the path."""
+    if incoming.suits(space):
+        return incoming.networks(space)
     trellis = trellis_of(space)
     if trellis is None:
         return space.count()

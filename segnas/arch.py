@@ -64,8 +64,9 @@ class Operation:
 
     @property
     def is_free(self) -> bool:
-        """Whether it is nothing at run time: the image itself, and a skip that keeps the resolution."""
-        return self.op in {"image", "none"} or (self.op == "skip" and self.stride == 1)
+        """Whether it is nothing at run time: the image itself, a skip that keeps the resolution, a shortcut that keeps the width too."""
+        stays = self.stride == 1 and (self.op == "skip" or (self.op == "shortcut" and self.inputs[0].channels == self.output.channels))
+        return self.op in {"image", "none"} or stays
 
     def __str__(self) -> str:
         stride = f"/{self.stride}" if self.stride > 1 else ""

@@ -225,6 +225,8 @@ def short_name(kind: Kind) -> str:
             return f"sep{window}"
         case "max_pool" | "avg_pool":
             return f"{kind.op[:3]}{window}"
+        case "double_conv":
+            return f"conv{window} twice"
         case "zoomed_conv":
             return f"zoom {given['zoom']}{window}"
         case "inverted_residual":

@@ -327,6 +327,8 @@ def derive(run: Path, space: str, classes: int, table: Path, allow: tuple[str, .
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps, in place of the recipe's.")
 @click.option("--out", type=FILE, required=True, help="The weights, a .safetensors file; an interrupted training continues from its checkpoint.")
 @click.option("--pretrained", type=FILE, help="Starting weights (safetensors).")
+@click.option("--teacher", type=FILE, help="Architecture of a teacher, where the recipe's train.distil says how to learn from it.")
+@click.option("--teacher-weights", type=FILE, help="The teacher's trained weights.")
 @DEVICE
 @SEED
 @JSON
@@ -339,6 +341,8 @@ def train(
     steps: int | None,
     out: Path,
     pretrained: Path | None,
+    teacher: Path | None,
+    teacher_weights: Path | None,
     device: str,
     seed: int,
     as_json: bool,
@@ -354,14 +358,18 @@ def train(
     from segnas.files import read_noun
     from segnas.recipe import read_recipe
     from segnas.screen import RichScreen
-    from segnas.steps import train_network
+    from segnas.steps import load_network, train_network
 
     require_suffix(out, ".safetensors")
+    if (teacher is None) != (teacher_weights is None):
+        raise UsageError("--teacher and --teacher-weights belong together: give both or neither")
+    taught = load_network(read_noun(teacher, Architecture), teacher_weights)[0] if teacher and teacher_weights else None
     architecture, settings = read_noun(arch, Architecture), read_recipe(recipe).train
     settings = settings if steps is None else replace(settings, steps=steps)
+    data = open_dataset(name, data_root, split)
     with RichScreen().step("training the network") as progress:
         loss = train_network(
-            architecture, open_dataset(name, data_root, split), settings, out=out, pretrained=pretrained, device=device, seed=seed, progress=progress
+            architecture, data, settings, out=out, pretrained=pretrained, device=device, seed=seed, progress=progress, teacher=taught
         )
     emit(
         {"weights": str(out), "architecture": architecture.digest, "loss": loss},

@@ -76,7 +76,11 @@ def convolutions(operation: Operation) -> tuple[Convolution, ...]:
             return pair if kind.integer("repeats") == 1 else (*pair, *_separable(output.channels, output, kind.integer("kernel")))
         case "skip":
             return (Convolution(source.channels, output),)
-        case "factorised_reduce":
+        case "double_conv":
+            return tuple(Convolution(width, output, kind.integer("kernel")) for width in (source.channels, output.channels))
+        case "shortcut" if operation.stride == 1:
+            return (Convolution(source.channels, output),)
+        case "factorised_reduce" | "shortcut":
             halves = (output.channels - output.channels // 2, output.channels // 2)
             return tuple(Convolution(source.channels, _with(output, width)) for width in halves)
         case "grid_pool":
@@ -110,6 +114,8 @@ def _other_maps(operation: Operation) -> tuple[Shape, ...]:
     kind, output = operation.kind, operation.output
     match operation.op:
         case "max_pool" | "avg_pool" | "resize" | "add" | "concat" | "factorised_reduce":
+            return (output,)
+        case "shortcut" if operation.stride == 2:
             return (output,)
         case "grid_pool":
             source = operation.inputs[0]

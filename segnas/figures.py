@@ -29,7 +29,7 @@ Bytes = NDArray[np.uint8]
 INK, MUTED, RULE, PAPER = "#1f2933", "#5f6c7b", "#dfe4ea", "#ffffff"
 ACCENT, SOFT, REST, MET, MISSED = "#2b6cb0", "#dbe8f5", "#bcc5cf", "#2f7d54", "#b83a32"
 FAMILIES: dict[str, tuple[str, frozenset[str]]] = {
-    "convolution": ("#2b6cb0", frozenset({"stem", "conv", "factorised_reduce", "classifier"})),
+    "convolution": ("#2b6cb0", frozenset({"stem", "conv", "double_conv", "shortcut", "factorised_reduce", "classifier"})),
     "depthwise": ("#2a8c82", frozenset({"separable", "inverted_residual"})),
     "zoomed": ("#b7791f", frozenset({"zoomed_conv"})),
     "context": ("#855a9e", frozenset({"pyramid_pool", "grid_pool", "aspp"})),

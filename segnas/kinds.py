@@ -80,6 +80,16 @@ SCHEMAS: dict[str, Schema] = {
         {"zoom": Attribute(2, (2, 4)), "kernel": _KERNEL, "repeats": _REPEATS, "activation": _ACTIVATION},
         strides=_STRIDES,
     ),
+    "double_conv": Schema(
+        "two convolution units, the first with the stride (FasterSeg's BasicResidual2x, which adds no residual in spite of its name)",
+        {"kernel": _KERNEL, "activation": _ACTIVATION},
+        strides=_STRIDES,
+    ),
+    "shortcut": Schema(
+        "identity where size and width stay; a 1x1 convolution unit where the width changes; with stride 2 a factorised_reduce (FasterSeg's skip)",
+        {"activation": _ACTIVATION},
+        strides=_STRIDES,
+    ),
     "inverted_residual": Schema(
         "1x1 expansion, depthwise convolution, squeeze-excitation where `squeeze` > 0 (reduction ratio), 1x1 projection; "
         "residual where shapes agree (MobileNet-v2, figure 3; squeeze-excitation as in MobileNet-v3)",

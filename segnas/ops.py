@@ -272,6 +272,18 @@ def _skip(kind: Kind, inputs: tuple[int, ...], outputs: int, stride: int) -> nn.
     return One() if stride == 1 else One(Unit(inputs[0], outputs, stride=2, activation="none"))
 
 
+def _double_conv(kind: Kind, inputs: tuple[int, ...], outputs: int, stride: int) -> nn.Module:
+    kernel, activation = kind.integer("kernel"), kind.text("activation")
+    first = Unit(inputs[0], outputs, kernel, stride=stride, activation=activation)
+    return One(first, Unit(outputs, outputs, kernel, activation=activation))
+
+
+def _shortcut(kind: Kind, inputs: tuple[int, ...], outputs: int, stride: int) -> nn.Module:
+    if stride == 2:
+        return FactorisedReduce(kind, inputs[0], outputs)
+    return One() if inputs[0] == outputs else One(Unit(inputs[0], outputs, activation=kind.text("activation")))
+
+
 OPS: dict[str, Builder] = {
     "stem": _stem,
     "conv": _conv,
@@ -280,6 +292,8 @@ OPS: dict[str, Builder] = {
     "avg_pool": lambda kind, i, o, stride: One(nn.AvgPool2d(kind.integer("kernel"), stride, kind.integer("kernel") // 2, count_include_pad=False)),
     "skip": _skip,
     "factorised_reduce": lambda kind, i, o, stride: FactorisedReduce(kind, i[0], o),
+    "double_conv": _double_conv,
+    "shortcut": _shortcut,
     "zoomed_conv": lambda kind, i, o, stride: ZoomedConv(kind, i[0], o),
     "inverted_residual": lambda kind, i, o, stride: InvertedResidual(kind, i[0], o, stride),
     "pyramid_pool": lambda kind, i, o, stride: PyramidPool(kind, i[0], o),

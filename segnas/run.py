@@ -1,6 +1,7 @@
 """`segnas run`: every step in a row, each reading files and writing files in one folder, resumable at every step.
 
-recipe.json -> [streets/] -> table.json -> budget.json -> search.json -> arch.json, derive.json -> weights.safetensors, weights.json
+recipe.json -> [streets/] -> table.json -> budget.json -> search.json -> arch.json, derive.json -> [teacher.arch.json, teacher.safetensors]
+            -> weights.safetensors, weights.json
             -> model.onnx, model.onnx.json -> timing.json, measured.json, accuracy.json, floors.json -> report.json, report.html
 """
 
@@ -50,6 +51,7 @@ from segnas.steps import (
 )
 from segnas.streets import require_street_size, write_streets
 from segnas.target import Target
+from segnas.teaching import TEACHING, WEIGHTS, require_teacher, teach, teacher_of
 
 _PRODUCTS = (
     *("table.json", "budget.json", "search.json", "derive.json", "arch.json", "weights.json", "weights.safetensors", "model.onnx", "model.onnx.json"),
@@ -62,6 +64,7 @@ _UNFINISHED = {
     CHECKPOINT_NAME: "budget.json",
     TRACE_NAME: "budget.json",
     "weights.checkpoint.safetensors": "arch.json",
+    **dict.fromkeys(TEACHING, "arch.json"),
 }
 """Files that a step continues from, and the product that they fit to."""
 
@@ -136,7 +139,7 @@ class Run:
 def run(work: Run, *, resume: bool = False) -> Report:
     """All the steps; UsageError where the folder holds another run, or one that `resume` was not asked for."""
     _claim(work, resume)
-    for step in (_streets, _profile, _budget, _search, _derive, _train, _export, _bench):
+    for step in (_streets, _profile, _budget, _search, _derive, _teach, _train, _export, _bench):
         _timed(work, step)
     return _report(work)
 
@@ -160,7 +163,7 @@ def run_several(work: Run, *, resume: bool = False) -> tuple[Report, ...]:
         for name in ("table.json", "search.json", TRACE_NAME):
             if not (folder / name).is_file():
                 write_text(folder / name, (work.folder / name).read_text(encoding="utf-8"))
-        for step in (_budget, _derive, _train, _export, _bench):
+        for step in (_budget, _derive, _teach, _train, _export, _bench):
             _timed(part, step)
         reports.append(_report(part))
     return tuple(reports)
@@ -210,6 +213,7 @@ def _check(work: Run) -> None:
     if work.pretrained is not None:
         require_known(work.pretrained)
     work.given_table()
+    require_teacher(work.recipe, work.space().classes)
 
 
 def _forget(folder: Path) -> None:
@@ -312,15 +316,30 @@ def _derive(work: Run) -> None:
     work.screen.say(f"network {met.derived.architecture.digest}: measured {met.measured_ms:.3f} ms of {budget:.3f} ms")
 
 
+def _teach(work: Run) -> None:
+    if work.recipe.train.distil == "none" or (work.folder / WEIGHTS).is_file():
+        return
+    with work.screen.step("training the teacher") as progress:
+        teach(work.recipe, work.folder, work.dataset(work.recipe.data.train_split), device=work.device, progress=progress)
+
+
 def _train(work: Run) -> None:
     out = work.folder / "weights.safetensors"
     if out.is_file():
         return
     architecture, recipe = read_noun(work.folder / "arch.json", Architecture), work.recipe
-    dataset = work.dataset(recipe.data.train_split)
+    dataset, told = work.dataset(recipe.data.train_split), teacher_of(recipe, work.folder)
     with work.screen.step("training the network") as progress:
         train_network(
-            architecture, dataset, recipe.train, out=out, pretrained=work.pretrained, device=work.device, seed=recipe.seed, progress=progress
+            architecture,
+            dataset,
+            recipe.train,
+            out=out,
+            pretrained=work.pretrained,
+            device=work.device,
+            seed=recipe.seed,
+            progress=progress,
+            teacher=told,
         )
 
 

@@ -31,10 +31,13 @@ from segnas.search.prices import prices
 from segnas.search.settings import CHOICES, Constraint, SearchSettings, TrainSettings
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
+from segnas.search.teacher import teacher_genotype
 from segnas.search.trace import TRACE_NAME, read_trace
 from segnas.search.train import train
 
 Bytes = NDArray[np.uint8]
+TEACHER_NAME = "teacher.arch.json"
+"""Beside a derived network: that of the teacher which was searched beside it."""
 
 
 def search_space(
@@ -71,6 +74,7 @@ def search_space(
     )
     learned = {name: list(p) for name, p in found.probabilities.items()}
     kept = [plain(constraint) for constraint in settings.constraints]
+    beside = {} if found.teacher is None else {"teacher": {name: list(p) for name, p in found.teacher.items()}}
     write_curves(
         out,
         found.curves,
@@ -80,6 +84,7 @@ def search_space(
         ranking=settings.ranking,
         constraints=kept,
         probabilities=learned,
+        **beside,
         **{MISMATCH_KEY: table.allowed_mismatch},
     )
 
@@ -95,7 +100,10 @@ def constraint_tables(space: Space, constraints: Iterable[Constraint]) -> dict[s
 def derive_network(
     space: Space, searched: Path, table: LatencyTable, budget: float, *, out: Path, seed: int, services: Services, progress: Progress
 ) -> Met:
-    """The network that meets the budget when measured, as `out`; what was measured lies beside it in `derive.json` and `measurements.jsonl`."""
+    """The network that meets the budget when measured, as `out`; what was measured lies beside it in `derive.json` and `measurements.jsonl`.
+
+    Where a teacher was searched beside, its network is written to `teacher.arch.json`, whatever it costs.
+    """
     scores, constraints = read_scores(searched, space), read_constraints(searched)
     require_entries(space, table)
     limits = prices(space, table, budget, constraints, constraint_tables(space, constraints))
@@ -111,6 +119,9 @@ def derive_network(
         on_measured=lambda m: progress(0, 0, f"{m.measured_ms:.3f} ms"),
     )
     estimate = met.table.estimate(met.derived.architecture)
+    taught = read_teacher(searched, space)
+    if taught is not None:
+        write_noun(out.with_name(TEACHER_NAME), space.decode(taught).architecture)
     found = {
         "genotype": met.genotype,
         "measured_ms": met.measured_ms,
@@ -120,6 +131,7 @@ def derive_network(
         "high_ms": estimate.high_ms,
         "measurements": [plain(m) for m in met.measurements],
         MISMATCH_KEY: table.allowed_mismatch,
+        **({} if taught is None else {"teacher": taught}),
     }
     write_text(out.with_name("derive.json"), json.dumps(found, indent=1) + "\n")
     write_noun(out, met.derived.architecture)
@@ -136,11 +148,22 @@ def read_scores(searched: Path, space: Space) -> dict[str, tuple[float, ...]]:
 
 def read_probabilities(searched: Path, space: Space) -> dict[str, tuple[float, ...]]:
     """Probabilities of every decision's options, as a search of that space left them."""
+    return _probabilities(searched, space, "probabilities")
+
+
+def read_teacher(searched: Path, space: Space) -> dict[str, int] | None:
+    """The genotype of the teacher that was searched beside; None where none was."""
+    if "teacher" not in read_json(searched):
+        return None
+    return teacher_genotype(space, _probabilities(searched, space, "teacher"))
+
+
+def _probabilities(searched: Path, space: Space, key: str) -> dict[str, tuple[float, ...]]:
     content = read_json(searched)
     if content.get("space") != space.name:
         raise IncompatibleError(f"{searched} is a search of {content.get('space')!r}; {space.name!r} is asked for: give its --space")
-    found = cast(dict[str, tuple[float, ...]], unplain(dict, content.get("probabilities"), f"{searched}: probabilities"))
-    found = {name: cast(tuple[float, ...], unplain(tuple[float, ...], p, f"{searched}: probabilities.{name}")) for name, p in found.items()}
+    found = cast(dict[str, tuple[float, ...]], unplain(dict, content.get(key), f"{searched}: {key}"))
+    found = {name: cast(tuple[float, ...], unplain(tuple[float, ...], p, f"{searched}: {key}.{name}")) for name, p in found.items()}
     if {name: len(p) for name, p in found.items()} != space.decisions:
         raise InputError(f"{searched} holds other decisions than those of {space.name!r}; run `segnas search {space.name}` again")
     return found
@@ -193,14 +216,20 @@ def train_network(
     device: str,
     seed: int,
     progress: Progress,
+    teacher: Network | None = None,
 ) -> float:
-    """Train and write `out`, with the checkpoint beside it; under torchrun the processes share each batch and the first one writes. The last loss."""
+    """Train and write `out`, with the checkpoint beside it; under torchrun the processes share each batch and the first one writes. The last loss.
+
+    A trained `teacher` is learned from too, where the settings distil.
+    """
     require_device(device)
     require_writable(out)
     start, pretraining = (None, "none") if pretrained is None else pretrained_weights(architecture, pretrained)
     checkpoint = out.with_suffix(".checkpoint.safetensors")
     with process_group() as rank:
-        trained = train(architecture, dataset, settings, seed=seed, checkpoint=checkpoint, device=device, start=start, progress=progress)
+        trained = train(
+            architecture, dataset, settings, seed=seed, checkpoint=checkpoint, device=device, start=start, progress=progress, teacher=teacher
+        )
     if rank == 0:
         write_curves(out.with_suffix(".json"), trained.curves)
         save_weights(out, trained.weights, architecture, pretraining)  # last: its presence says that both are there

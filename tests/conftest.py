@@ -76,6 +76,9 @@ def _variants() -> tuple[Variant, ...]:
             kind("conv", groups=4, dilation=2, activation="hardswish"),
             kind("separable", kernel=7, activation="relu6"),
             kind("separable", dilation=(4, 2), repeats=2),
+            kind("double_conv"),
+            kind("double_conv", kernel=5, activation="none"),
+            kind("shortcut"),
             kind("zoomed_conv"),
             kind("zoomed_conv", zoom=4, repeats=2, kernel=5),
             kind("inverted_residual"),
@@ -156,7 +159,8 @@ def every_op() -> Architecture:
     pooled = node("add", (node("max_pool", gated, 48), node("avg_pool", mixed, 48, kernel=5)), 48)
     kept = node("add", (pooled, node("skip", gated, 48)), 48)
     zoomed = node("zoomed_conv", kept, 24, repeats=2)
-    joined = node("concat", (kept, zoomed, gated), 120)
+    doubled = node("double_conv", node("shortcut", zoomed, 16), 24)
+    joined = node("concat", (kept, doubled, gated), 120)
     sixteenth = node("conv", joined, 64, 2, kernel=1, activation="relu6")
     deep = (
         node("inverted_residual", sixteenth, 40, 2, kernel=5),
@@ -166,8 +170,9 @@ def every_op() -> Architecture:
         node("zoomed_conv", sixteenth, 16, 2, zoom=4),
         node("separable", sixteenth, 24, 2, dilation=(2, 1)),
         node("factorised_reduce", sixteenth, 16, 2),
+        node("shortcut", node("double_conv", sixteenth, 16), 16, 2),
     )
-    joined = node("concat", deep, 288)
+    joined = node("concat", deep, 304)
     context = node("aspp", node("concat", (node("pyramid_pool", joined, 64), node("grid_pool", joined, 16)), 80), 80)
     up = node("resize", context, 80, up=4)
     down = node("resize", stem, 32, 2)

@@ -31,6 +31,7 @@ QUICK = {
     "DCNAS": "dcnas-small",
     "DARTS": "darts-tiny",
     "Auto-DeepLab": "auto-deeplab-small",
+    "FasterSeg": "fasterseg-small",
 }
 """The space of each system's quick recipe."""
 
@@ -109,6 +110,7 @@ def test_a_systems_recipe_ends_in_an_engine_and_a_report(system: System, tmp_pat
     searched = read_json(folder / "search.json")
     assert searched["ranking"] == recipe.search.ranking
     made = named_space(recipe.space, 19)
+    assert (folder / "teacher.safetensors").is_file() == recipe.search.teacher == ("teacher" in searched)
     genotype = read_json(folder / "derive.json")["genotype"]
     assert made.decode(genotype).architecture.digest == report.architecture_digest
 

@@ -11,6 +11,7 @@ from segnas.search.spaces.autodeeplab import auto_deeplab, auto_deeplab_small
 from segnas.search.spaces.cas import cas, cas_fast, cas_tiny
 from segnas.search.spaces.darts import darts, darts_tiny
 from segnas.search.spaces.dcnas import dcnas, dcnas_small
+from segnas.search.spaces.fasterseg import fasterseg, fasterseg_small
 from segnas.search.spaces.gas import gas, gas_fast, gas_fast_shared
 
 SPACES: dict[str, Callable[[int], Space]] = {
@@ -26,6 +27,8 @@ SPACES: dict[str, Callable[[int], Space]] = {
     "darts-tiny": darts_tiny,
     "auto-deeplab": auto_deeplab,
     "auto-deeplab-small": auto_deeplab_small,
+    "fasterseg": fasterseg,
+    "fasterseg-small": fasterseg_small,
 }
 """Every search space by name: number of classes -> space."""
 

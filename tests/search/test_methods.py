@@ -14,15 +14,18 @@ from segnas.search.spaces import space
 from segnas.search.trellis import trellis_of
 from segnas.streets import write_streets
 
-SPACES = ("darts-tiny", "auto-deeplab-small")
+SPACES = ("darts-tiny", "auto-deeplab-small", "fasterseg-small")
 PARTS = r"search\.parts 4 was given for space '{0}', of which no choice can see a part of its channels at a time .*: give search\.parts = 1"
 GUIDANCE = r"search\.guidance was asked for in space '{0}', .* choose search\.guidance = 'none' or the method gumbel"
 REFUSED = {
     ("darts-tiny", "dcnas"): PARTS,
     ("auto-deeplab-small", "dcnas"): PARTS,
     ("auto-deeplab-small", "gas"): GUIDANCE,
+    ("fasterseg-small", "dcnas"): PARTS,
+    ("fasterseg-small", "gas"): GUIDANCE,
 }
 QUICK = {("darts-tiny", "darts"), ("darts-tiny", "gas"), ("auto-deeplab-small", "auto-deeplab"), ("auto-deeplab-small", "gumbel"), *REFUSED}
+QUICK |= {("fasterseg-small", "fasterseg")}
 PAIRS = [(name, method) for name in SPACES for method in METHODS]
 
 

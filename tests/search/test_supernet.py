@@ -77,7 +77,9 @@ def test_a_hard_sample_trains_its_network_only(any_space):
         for option, module in supernet.slots[index].named_children()
         if not list(module.parameters()) or any(p.grad is not None for p in module.parameters())
     }
-    with_weights = {pair for pair in expected if list(supernet.module(*pair).parameters())}
+    network = Network(derived.architecture)
+    places = zip(derived.architecture.nodes, derived.origins, strict=True)
+    with_weights = {(o, n.kind) for i, (n, o) in enumerate(places) if (o, n.kind) in expected and list(network.nodes[str(i)].parameters())}
     assert {pair for pair in reached if list(supernet.module(*pair).parameters())} == with_weights
 
 
@@ -111,9 +113,10 @@ def test_a_sample_without_output_is_refused(toy_named):
         Supernet(cut)(image(), Sample({"e": torch.tensor([1.0, 0.0])}, {"e": (0,)}))
 
 
-def test_open_widths_are_refused_by_name():
-    slots = (Slot(kind("image"), (), 3), Slot(kind("conv"), (0,), Widths("width", (8, 16)), label="wide"), Slot(kind("conv"), (1,), 4))
-    with pytest.raises(InputError, match=r"slot 1 'wide' \(conv\): the width decision 'width'"):
+def test_an_open_width_beside_another_input_is_refused_by_name():
+    wide = Slot(kind("conv"), (0,), Widths("width", (8, 16)), label="wide")
+    slots = (Slot(kind("image"), (), 3), wide, Slot(Choice("e", (kind("none"), kind("conv"))), (1,), 4), Slot("add", (2, 2), 4))
+    with pytest.raises(InputError, match=r"slot 2 .*: a slot of open width, or that reads one, has one input and is never `none`"):
         Supernet(Space("widths", slots))
 
 

@@ -23,7 +23,7 @@ FORMULAS = {
 
 
 def test_the_settings_know_every_term() -> None:
-    assert ("lagrangian", *FORMS, "none") == TERMS
+    assert ("lagrangian", *FORMS, "fasterseg", "none") == TERMS
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -41,7 +41,7 @@ def test_over_the_limit_every_term_pulls_the_price_down(name: str) -> None:
     held(torch.tensor(0.7, dtype=torch.float64), ms).backward()
     assert ms.grad is not None
     assert ms.grad.item() > 0
-    assert held.multiplier == 0.0
+    assert held.multiplier == (0.06 if name == "fasterseg" else 0.0)
 
 
 def test_no_term_says_nothing_and_an_unknown_one_lists_the_known() -> None:
