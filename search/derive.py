@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segnas.errors import InputError
 from segnas.search import rules as ruling
-from segnas.search.slots import Keep
+from segnas.search.slots import Keep, Link
 from segnas.search.space import Genotype, Space
 from segnas.search.trellis import Trellis
 
@@ -21,10 +21,12 @@ Numbers = Mapping[str, Tensor | Sequence[float]]
 log-probabilities.
 """
 
-Ranking = Literal["odds", "strength"]
+Ranking = Literal["odds", "strength", "pruned"]
 FLOOR = 1e-30
 LEAST = 1e-12
 """A probability below this scores as this."""
+PRUNED = 1e-3
+"""A gate at or below this is off (SparseMask, section 3.4)."""
 GROUP = 512
 """A group of more assignments than this is searched a small change at a time."""
 PAIRS = 4000
@@ -37,8 +39,11 @@ def mode(space: Space, probabilities: Numbers, ranking: Ranking = "odds") -> dic
 
     Under a rule, `odds` ranks decisions by the odds of their best option against option 0, which gives the most
     probable genotype; `strength` by the probability of that option alone (DARTS, section 2.4). On are as many as beat
-    option 0, but at least `low` and at most `high`.
+    option 0, but at least `low` and at most `high`. `pruned` takes a gate (`Space.gates`) as on where its probability
+    is above `PRUNED`, and all else by odds (SparseMask, section 3.4).
     """
+    if ranking == "pruned":
+        return mode(space, against_threshold(space, probabilities))
     values = {name: _floats(probabilities[name]) for name in space.decisions}
     ruled = {decision for rule in space.rules for decision in rule.decisions}
     chosen = {name: max(range(int(name in ruled), len(p)), key=p.__getitem__) for name, p in values.items()}
@@ -50,6 +55,12 @@ def mode(space: Space, probabilities: Numbers, ranking: Ranking = "odds") -> dic
             if rank >= rule.high or (rank >= rule.low and odds[name] <= 0):
                 chosen[name] = 0
     return chosen
+
+
+def against_threshold(space: Space, probabilities: Numbers) -> dict[str, Sequence[float]]:
+    """The probabilities, with those of being off replaced by `PRUNED` for gates: by odds, a gate is then on where it is above that."""
+    values: dict[str, Sequence[float]] = {name: _floats(probabilities[name]) for name in space.decisions}
+    return values | {name: (PRUNED, values[name][1]) for name in space.gates}
 
 
 def likeliest(space: Space, probabilities: Numbers, ranking: Ranking = "odds", trellis: Trellis | None = None) -> dict[str, int]:
@@ -65,8 +76,10 @@ def scores_of(space: Space, probabilities: Numbers, ranking: Ranking = "odds") -
     """Log-probabilities, as scores whose best sum under the rules is what `mode` takes by that ranking.
 
     By `strength`, under a rule that says exactly how many are on, being off is worth nothing, so that the strongest are on (DARTS, section 2.4);
-    under other rules it is worth what it is by `odds`.
+    under other rules it is worth what it is by `odds`. `pruned` scores a gate by how far it is above `PRUNED`, in logarithms.
     """
+    if ranking == "pruned":
+        return scores_of(space, against_threshold(space, probabilities))
     scores = {name: tuple(math.log(max(p, LEAST)) for p in _floats(probabilities[name])) for name in space.decisions}
     if ranking == "strength":
         for rule in space.rules:
@@ -120,6 +133,12 @@ class _Search:
         self.scores = {name: _floats(scores[name]) for name in space.decisions}
         self.sizes = {group: [space.decisions[name] for name in group.decisions] for group in space.groups}
         self.prices: dict[tuple[int, ...], float] = {}
+        ruled = {name for rule in space.rules for name in rule.decisions}
+        self.links: dict[str, list[tuple[int, int]]] = {name: [] for name in space.gates if name not in ruled}
+        for reader, slot in enumerate(space.slots):
+            for entry in slot.inputs:
+                if isinstance(entry, Link) and entry.decision in self.links:
+                    self.links[entry.decision].append((reader, entry.source))
 
     @property
     def is_spent(self) -> bool:
@@ -139,7 +158,16 @@ class _Search:
     def rank(self, genotype: Genotype) -> tuple[float, float, float]:
         """Larger is better: first what exceeds the budget least, then what falls short of the least price least, then what is worth most."""
         price = self.price_of(genotype)
-        return -max(0.0, price - self.budget_ms), -max(0.0, self.least_ms - price), score_of(self.scores, genotype)
+        return -max(0.0, price - self.budget_ms), -max(0.0, self.least_ms - price), self.worth(genotype)
+
+    def worth(self, genotype: Genotype) -> float:
+        """Sum of the chosen options' scores; a link that is on without being used, since nothing reads its reader, is worth what it is off."""
+        total = score_of(self.scores, genotype)
+        if not self.links:
+            return total
+        live = self.space.live({name: (option,) for name, option in genotype.items()})
+        idle = (name for name, ends in self.links.items() if genotype[name] and not any(live[reader] and live[source] for reader, source in ends))
+        return total - sum(self.scores[name][1] - self.scores[name][0] for name in idle)
 
     def climbed_from(self, starts: Iterable[dict[str, int]]) -> dict[str, int]:
         """The best genotype that the climbs end at."""

@@ -160,8 +160,17 @@ def _decoded(space: Space, genotype: Genotype) -> Architecture | None:
 
 
 def cheapest(space: Space, price: Price) -> dict[str, int]:
-    """The cheapest genotype that changing one group of decisions at a time leads to; the cheapest of all where the price is a sum over groups."""
-    best = mode(space, {name: [1.0] * size for name, size in space.decisions.items()})
+    """The cheapest genotype that changing one group of decisions at a time leads to; the cheapest of all where the price is a sum over groups.
+
+    Where links have gates it is looked for from all on too: what stands behind a link that is off costs nothing, so that no one step leads there.
+    """
+    even = {name: [1.0] * size for name, size in space.decisions.items()}
+    starts = [even, even | {name: [1e-3, 1.0] for name in space.gates}]
+    return min((_descended(space, price, mode(space, start)) for start in starts[: 1 + bool(space.gates)]), key=price)
+
+
+def _descended(space: Space, price: Price, best: dict[str, int]) -> dict[str, int]:
+    """One group of decisions after the other at its cheapest, until none helps."""
     while True:
         before = price(best)
         for group in space.groups:

@@ -15,6 +15,7 @@ from segnas.augment import Batch, ImageCache
 from segnas.data import Dataset, halves
 from segnas.errors import UsageError, VerificationError
 from segnas.latency import LatencyTable
+from segnas.network import weights_digest
 from segnas.report import Curve
 from segnas.search.beside import Beside
 from segnas.search.checkpoint import (
@@ -30,7 +31,7 @@ from segnas.search.checkpoint import (
 from segnas.search.families import decoupled
 from segnas.search.objective import cross_entropy
 from segnas.search.prices import Priced, prices
-from segnas.search.regularise import Regulariser
+from segnas.search.regularise import Regulariser, Sparsity
 from segnas.search.relaxation import Relaxation
 from segnas.search.sampling import Sample
 from segnas.search.second_order import Forward, VirtualStep, second_order_gradient
@@ -46,6 +47,8 @@ __all__ = ["SearchSettings", "Searched", "search"]
 Progress = Callable[[int, int, str], None]
 Probabilities = dict[str, tuple[float, ...]]
 CACHE_BYTES = 2 << 30
+BEGUN = 0.1
+"""Of the rate, for weights that a search starts with (SparseMask's code: .005 and .05)."""
 LAST_PHASE = "multi_scale."
 """Decisions of this prefix are searched in CAS's second phase."""
 
@@ -74,14 +77,16 @@ def search(
     workers: int = 1,
     tables: Mapping[str, LatencyTable] | None = None,
     trace: Path | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Searched:
     """Search the space under the budget; resumes from `checkpoint` where it is there, to the same trajectory. What happens is kept in `trace`.
 
-    `tables` are those that the settings' constraints on time name. UsageError where the settings do not suit the space, VerificationError where a
+    `tables` are those that the settings' constraints on time name; `start` are weights of a backbone under the supernet's names, which then learn at
+    a tenth of the rate (SparseMask). UsageError where the settings do not suit the space, VerificationError where a
     value is not finite.
     """
     limits = prices(space, table, budget_ms, settings.constraints, tables)
-    run = _Run(space, limits, settings, seed, device)
+    run = _Run(space, limits, settings, seed, device, start or {})
     identity = {
         "space": space.name,
         "classes": space.classes,
@@ -89,6 +94,7 @@ def search(
         "data": f"{dataset.name} {dataset.split}, {len(dataset)} samples",
         "budget_ms": budget_ms,
         "settings": plain_settings(settings),
+        **({"start": weights_digest(start)} if start else {}),
         "table": _origin(table),
         "tables": {name: _origin(other) for name, other in sorted((tables or {}).items())},
     }
@@ -120,9 +126,10 @@ def search(
 class _Run:
     """Everything that changes while searching."""
 
-    def __init__(self, space: Space, limits: Sequence[Priced], settings: SearchSettings, seed: int, device: str) -> None:
+    def __init__(self, space: Space, limits: Sequence[Priced], settings: SearchSettings, seed: int, device: str, start: Mapping[str, Tensor]) -> None:
         self.space, self.settings, self.device, self.limits = space, settings, torch.device(device), limits
         self.supernet = untrained_supernet(space, seed, parts=settings.parts)
+        self.supernet.load_state_dict({**self.supernet.state_dict(), **start})
         _freeze_normalisation(self.supernet)
         self.supernet = self.supernet.to(self.device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self.relaxation = Relaxation(space, settings, seed)
@@ -130,16 +137,16 @@ class _Run:
         self.decisions = {**dict(self.relaxation.named_parameters()), **self.beside.parameters()}
         weights = {p: name for name, p in self.supernet.named_parameters() if p.requires_grad}
         self.names: dict[Tensor, str] = {**weights, **{p: name for name, p in self.decisions.items()}}
-        self.weight_optimiser = torch.optim.SGD(
-            list(weights), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-        self.decision_optimiser = torch.optim.Adam(
-            list(self.decisions.values()), lr=settings.decision_rate, betas=(0.5, 0.999), weight_decay=settings.decision_decay
-        )
+        groups = [
+            {"params": [p for p, name in weights.items() if (name in start) == begun], "share": BEGUN if begun else 1.0} for begun in (False, True)
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.weight_optimiser = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        self.decision_optimiser = _decision_optimiser(list(self.decisions.values()), settings)
         self.terms: list[Term] = [
             term(settings.term, limit.limit, weight=settings.term_weight, rho=settings.rho, rate=settings.multiplier_rate) for limit in limits
         ]
-        self.regulariser = Regulariser(space)
+        self.regulariser, self.sparsity = Regulariser(space), Sparsity(space)
         if settings.phases == 2 and not self._last_phase():
             raise UsageError(f"search.phases 2 was given for space {space.name!r}, which has no multi-scale cell; give 1, or search `cas`")
         self.step, self.decoded_ms = 0, math.nan
@@ -152,7 +159,7 @@ class _Run:
         self._begin_last_phase()
         span = self.settings.learning_rate - self.settings.final_rate
         for group in self.weight_optimiser.param_groups:
-            group["lr"] = self.settings.final_rate + span * (1 + math.cos(math.pi * self.step / self.settings.steps)) / 2
+            group["lr"] = group["share"] * (self.settings.final_rate + span * (1 + math.cos(math.pi * self.step / self.settings.steps)) / 2)
         if self.settings.levels == "single":
             loss = self._learn(weights_batch, decides=self.step >= self.settings.warmup)
         else:
@@ -259,6 +266,7 @@ class _Run:
         for parameter, one, other in zip(self.decisions.values(), from_loss, from_prices, strict=True):
             parameter.grad = one if other is None else other.to(parameter) if one is None else one + other.to(one)
         self.decision_optimiser.step()
+        self.relaxation.project()
         self._record("gradient of the loss to the decisions, norm", _norm(from_loss))
         if any(gradient is not None for gradient in from_prices):
             self._record("gradient of prices and regularisers to the decisions, norm", _norm(from_prices))
@@ -284,11 +292,14 @@ class _Run:
     def _regularised(self, logits: Mapping[str, Tensor]) -> list[Tensor]:
         """The weighted regularisers: off for the first third of the search, then rising to their weights (ours: earlier, they freeze the noise)."""
         ramp = max(0.0, min(1.0, 3 * self.step / self.settings.steps - 1))
-        if not ramp or not any(self.settings.regularise):
-            return []
-        value = self.regulariser(self.relaxation.probabilities(logits), self.settings.regularise)
-        self._record("regularisers", value)
-        return [ramp * value]
+        found: list[Tensor] = []
+        if ramp and any(self.settings.regularise):
+            found.append(self.regulariser(self.relaxation.probabilities(logits), self.settings.regularise))
+            self._record("regularisers", found[-1])
+        if ramp and self.settings.sparsity and self.settings.sampler == "clamp":
+            found.append(self.settings.sparsity * self.sparsity(self.relaxation.probabilities(logits)))
+            self._record("sparsity loss", found[-1])
+        return [ramp * value for value in found]
 
     def _account(self) -> None:
         """Decode, move the multipliers by the decoded network's prices, and log what the search is doing."""
@@ -396,6 +407,14 @@ def _origin(table: LatencyTable) -> dict[str, Any]:
     """What a search depends on of a table."""
     corrections = [list(correction) for correction in table.calibration.corrections]
     return {"prices": table.prices_digest, "scale": table.calibration.scale, "corrections": corrections}
+
+
+def _decision_optimiser(decisions: Sequence[nn.Parameter], settings: SearchSettings) -> torch.optim.Optimizer:
+    """Adam with DARTS's moments, or SGD with the weights' momentum (SparseMask)."""
+    rate, decay = settings.decision_rate, settings.decision_decay
+    if settings.decision_optimiser == "sgd":
+        return torch.optim.SGD(decisions, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    return torch.optim.Adam(decisions, lr=rate, betas=(0.5, 0.999), weight_decay=decay)
 
 
 def _freeze_normalisation(supernet: nn.Module) -> None:

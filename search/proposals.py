@@ -16,7 +16,9 @@ from segnas.search.space import Genotype, Space
 Key = tuple[int, ...]
 """A genotype's options in the order of the space's decisions."""
 
-STRATEGIES = ("random", "evolution")
+STRATEGIES = ("random", "evolution", "local")
+UNIFORM = 0.5
+"""Of the proposals of `local` so many are uniform draws; our choice: what DPC's search service took is not said."""
 REJECTIONS = 1000
 """So many uniform draws may exceed the budget before it counts as too tight for rejection; our choice."""
 LISTED = 20_000
@@ -31,7 +33,8 @@ REPEATS = 20
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How genotypes are proposed: `random`, or `evolution` with the newest `population` scored ones, of which `sample` compete to be parent.
+    """How genotypes are proposed: `random`; `local`, half of them mutations of one of the best `sample` so far (DPC, section 3.3); or `evolution`,
+    with the newest `population` scored ones, of which `sample` compete to be parent.
 
     Real et al. (Regularized Evolution for Image Classifier Architecture Search, arXiv 1802.01548) took 100 and 25 for 20,000 networks (Methods
     Details); a fifth of each is our choice for studies of some hundred. UsageError for numbers that make no sense.
@@ -48,6 +51,8 @@ class Strategy:
             raise UsageError(f"sample {self.sample} and population {self.population} were given; 1 <= sample <= population is needed")
 
     def __str__(self) -> str:
+        if self.name == "local":
+            return f"local, near the best {self.sample}"
         return self.name if self.name == "random" else f"{self.name}, population {self.population}, sample {self.sample}"
 
 
@@ -147,11 +152,16 @@ def propose(strategy: Strategy, allowed: Allowed, scored: Sequence[tuple[Genotyp
 
 
 def _proposal(strategy: Strategy, allowed: Allowed, scored: Sequence[tuple[Genotype, float]], rng: Random) -> dict[str, int]:
-    """Algorithm 1 of Real et al.: draws until the population is full; then the best of `sample`, drawn with replacement, is mutated, and the
+    """`local`: a mutation of one of the best, or a draw.
+
+    Else algorithm 1 of Real et al.: draws until the population is full; then the best of `sample`, drawn with replacement, is mutated, and the
     oldest has left.
     """
+    if strategy.name == "local" and scored and rng.random() >= UNIFORM:
+        best = sorted(scored, key=lambda item: item[1], reverse=True)[: strategy.sample]
+        return allowed.child(rng.choice(best)[0], rng)
     population = scored[-strategy.population :]
-    if strategy.name == "random" or len(population) < strategy.population:
+    if strategy.name != "evolution" or len(population) < strategy.population:
         return allowed.draw(rng)
     parent, _ = max(rng.choices(population, k=strategy.sample), key=lambda item: item[1])
     return allowed.child(parent, rng)

@@ -12,7 +12,9 @@ from segnas.kinds import Kind, kind
 from segnas.mobilenet import mobilenet_v2_network
 from segnas.search.published_autodeeplab import auto_deeplab_l, auto_deeplab_m, auto_deeplab_s
 from segnas.search.published_darts import darts_v1, darts_v2
+from segnas.search.published_dpc import dpc_mobilenet
 from segnas.search.published_fasterseg import fasterseg_student
+from segnas.search.published_sparsemask import sparsemask_released
 
 BOTTLENECKS = ((64, 2), (96, 2), (128, 1))
 """Channels and stride of each stage of Fast-SCNN's global feature extractor: three inverted residuals of expansion 6 each."""
@@ -69,6 +71,8 @@ REFERENCES: dict[str, Callable[[int], Architecture]] = {
     "auto-deeplab-m": auto_deeplab_m,
     "auto-deeplab-l": auto_deeplab_l,
     "fasterseg-student": fasterseg_student,
+    "sparsemask-released": sparsemask_released,
+    "dpc-mobilenet": dpc_mobilenet,
 }
 """Every reference network by name: number of classes -> architecture."""
 

@@ -1,4 +1,4 @@
-"""Regularisers of dense spaces: DCNAS's three purposes, with formulas of ours (the paper's are unknown to us).
+"""Regularisers of dense spaces: DCNAS's three purposes, with formulas of ours (the paper's are unknown to us), and SparseMask's loss.
 
 R1 drives each operator's weights to one choice, R2 each link to on or off, R3 the expected number of a cell's inputs into its bounds.
 """
@@ -8,7 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from segnas.search.slots import Link
 from segnas.search.space import Space
+
+EDGE, MEAN_EDGE = 1e-6, 1e-2
 
 
 class Regulariser:
@@ -49,10 +52,47 @@ class Regulariser:
         return torch.stack([weight * part(probabilities) for weight, part in zip(weights, parts, strict=True)]).sum()
 
 
+class Sparsity:
+    """SparseMask's sparsity loss (section 3.3), summed over the slots that gated links enter.
+
+    Of each the mean binary entropy of its gates, which drives them to 0 or 1, and the cross-entropy between a target and their mean, which says how
+    many stay. The target of n gates is min(2 / n, 1/2). A gate counts as at least `EDGE` and at most 1 - `EDGE`, so that 0 and 1 are safe, and stays
+    there; a mean as at least `MEAN_EDGE`, with its gradient, so that a stage that lost all its links, or none, is pulled back (ours).
+    """
+
+    def __init__(self, space: Space) -> None:
+        names, groups = set(space.gates), list[tuple[str, ...]]()
+        for slot in space.slots:
+            entered = (entry.decision for entry in slot.inputs if isinstance(entry, Link))
+            groups.append(tuple(dict.fromkeys(name for name in entered if name is not None and name in names)))
+            names -= set(groups[-1])
+        self.groups = tuple(group for group in groups if group)
+
+    def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """A scalar; probabilities of the gates, (2,) each."""
+        parts: list[Tensor] = []
+        for group in self.groups:
+            gates = torch.stack([probabilities[name][1] for name in group])
+            on, mean = gates.clamp(EDGE, 1 - EDGE), gates.mean()
+            inner = mean + (mean.clamp(MEAN_EDGE, 1 - MEAN_EDGE) - mean).detach()
+            parts += [_binary(on, on).mean(), _binary(torch.full_like(mean, gates_wanted(len(group))), inner)]
+        return torch.stack(parts).sum() if parts else torch.zeros(())
+
+
+def gates_wanted(links: int) -> float:
+    """The share of a slot's links that SparseMask's loss asks for: two, at most half of them."""
+    return min(2 / links, 0.5)
+
+
 def gate_logits(inputs: int, most: int) -> float:
     """Where the odds of a cell's gates start: about twice as many are on as may be in the end, at most half of them (our choice)."""
     share = min(0.5, 2 * most / max(1, inputs))
     return float(torch.logit(torch.tensor(share, dtype=torch.float64)))
+
+
+def _binary(target: Tensor, p: Tensor) -> Tensor:
+    """Binary cross-entropy between targets and probabilities."""
+    return -(target * p.log() + (1 - target) * (1 - p).log())
 
 
 def _entropy(p: Tensor) -> Tensor:

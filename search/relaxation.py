@@ -8,13 +8,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from segnas.errors import UsageError
 from segnas.search.derive import Ranking, likeliest
+from segnas.search.gates import HIGHEST
 from segnas.search.guidance import Guidance
 from segnas.search.regularise import gate_logits
-from segnas.search.sampling import Estimator, Gate, Sample, drawn_widths, gumbel, hard, one_hot_of, paths, softmax
+from segnas.search.sampling import Estimator, Gate, Sample, clamp, drawn_widths, gate_probabilities, gumbel, hard, one_hot_of, paths, softmax
 from segnas.search.settings import SearchSettings
 from segnas.search.space import Space
 from segnas.search.trellis import trellis_of
+
+NOISE = 0.1
+"""Standard deviation of a clamped gate's noise (SparseMask's code)."""
 
 
 class Relaxation:
@@ -31,6 +36,9 @@ class Relaxation:
             self.guidance = None if settings.guidance == "none" else Guidance(space, chained=settings.guidance == "chained")
         if settings.sampler == "paths":
             self._begin_gates()
+        self.clamped = space.gates if settings.sampler == "clamp" else ()
+        if settings.sampler == "clamp":
+            self._begin_clamped()
 
     def _begin_gates(self) -> None:
         """Start each gate so that about twice as many are on as may be in the end."""
@@ -39,6 +47,23 @@ class Relaxation:
                 if self.space.decisions[name] == 2:
                     with torch.no_grad():
                         self.raw[name][1] += gate_logits(len(rule.decisions), rule.high)
+
+    def _begin_clamped(self) -> None:
+        """Start each clamped gate in the middle, at 1 (SparseMask's code)."""
+        if not self.clamped or self.guidance is not None:
+            raise UsageError(
+                f"search.sampler clamp was given for space {self.space.name!r} with guidance {self.settings.guidance}; it needs links that decisions "
+                "switch on and off, such as sparsemask's, and no guidance: choose another search.sampler"
+            )
+        with torch.no_grad():
+            for name in self.clamped:
+                self.raw[name].copy_(torch.tensor([0.0, HIGHEST / 2]))
+
+    def project(self) -> None:
+        """Bring the clamped gates back to where they are defined, after a step."""
+        with torch.no_grad():
+            for name in self.clamped:
+                self.raw[name].clamp_(0, HIGHEST)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that the decisions' optimiser moves, by name."""
@@ -63,6 +88,8 @@ class Relaxation:
                 sample = drawn_widths(self.space, logits, tau=self.temperature(step), generator=self.random)
             case "hard":
                 return hard(self.space, {**logits, **self._decided(logits)}, rng=self.draws)
+            case "clamp":
+                sample = clamp(self.space, logits, noise=NOISE, generator=self.random)
             case _:
                 sample = paths(
                     self.space,
@@ -87,9 +114,12 @@ class Relaxation:
         return settings.temperature * (settings.final_temperature / settings.temperature) ** (step / settings.steps)
 
     def probabilities(self, logits: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Softmax of the guided logits, float64; with gradients where `logits` has them. What is decided has probability 1."""
+        """Softmax of the guided logits, of a clamped gate its half, float64; with gradients where `logits` has them. What is decided has 1."""
         with torch.set_grad_enabled(logits is not None):
-            found = {name: values.double().softmax(0) for name, values in (logits or self.logits()).items()}
+            doubles = {name: values.double() for name, values in (logits or self.logits()).items()}
+            found = {name: values.softmax(0) for name, values in doubles.items()}
+            if self.clamped:
+                found |= gate_probabilities(self.space, doubles)
         decided = {name: one_hot_of(option, self.space.decisions[name], torch.float64) for name, option in self.fixed.items()}
         return {**found, **decided}
 

@@ -106,7 +106,36 @@ def sample(
         raise RequirementError(f"the storage of study {name!r} is out of reach ({error}); run the same command again once it is back") from error
 
 
-def study_identity(space: Space, table: LatencyTable, strategy: Strategy, budget_ms: float, seed: int, schedule: Mapping[str, Any]) -> dict[str, Any]:
+def score_listed(
+    space: Space,
+    table: LatencyTable,
+    genotypes: Sequence[Genotype],
+    scoring: Scoring,
+    *,
+    budget_ms: float,
+    storage: BaseStorage,
+    name: str,
+    seed: int,
+    progress: Progress | None = None,
+    pace: Pace = Pace(),
+) -> tuple[SampledTrial, ...]:
+    """Score these genotypes, each once, shared by all workers on the study of that name; errors as of `sample`. Those that fail have no score."""
+    allowed = Allowed(space, ExpectedLatency(space, table).exact, budget_ms)
+    identity = study_identity(space, table, f"listed {_digest([dict(g) for g in genotypes])}", budget_ms, seed, scoring.schedule)
+
+    def choose(before: Sequence[SampledTrial], slot: int) -> dict[str, int]:
+        return dict(genotypes[min(slot, len(genotypes) - 1)])
+
+    try:
+        study = SharedStudy(storage, name, identity=identity, allowed=allowed, choose=choose, worker=this_worker(), silence_s=pace.silence_s)
+        return _worked(study, scoring.score, len(genotypes), progress, pace)
+    except StorageInternalError as error:
+        raise RequirementError(f"the storage of study {name!r} is out of reach ({error}); run the same command again once it is back") from error
+
+
+def study_identity(
+    space: Space, table: LatencyTable, strategy: Strategy | str, budget_ms: float, seed: int, schedule: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a study is of, as JSON values; it is kept with the study, and another is refused."""
     calibration = [table.calibration.scale, [list(correction) for correction in table.calibration.corrections]]
     return {

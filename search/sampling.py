@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from segnas.errors import InputError
+from segnas.search.gates import HIGHEST
 from segnas.search.slots import Widths
 from segnas.search.space import Genotype, Space
 
@@ -78,16 +79,24 @@ def drawn_widths(space: Space, logits: Logits, *, tau: float, generator: torch.G
     return Sample({**mixed.weights, **drawn.weights}, {**mixed.active, **drawn.active})
 
 
-def clamp(space: Space, logits: Logits) -> Sample:
-    """The gate of a two-option decision is its second logit clipped to 0..1 (SparseMask); other decisions keep their
-    softmax.
+def clamp(space: Space, logits: Logits, *, noise: float = 0.0, generator: torch.Generator | None = None) -> Sample:
+    """Each gate (`Space.gates`) is its second logit, with Gaussian noise of that standard deviation, cut to 0..`HIGHEST`, on its own, as
+    SparseMask's; other decisions keep their softmax. Without noise nothing is random.
     """
     weights = probabilities_of(logits)
-    for name, values in logits.items():
-        if len(values) == 2:
-            gate = values[1].clamp(0, 1)
-            weights[name] = torch.stack([1 - gate, gate])
+    for name in space.gates:
+        gate = logits[name][1]
+        if noise:
+            gate = gate + noise * torch.randn((), generator=generator, dtype=torch.float64).to(gate)
+        gate = gate.clamp(0, HIGHEST)
+        weights[name] = torch.stack([HIGHEST - gate, gate])
     return Sample(weights, everything(space))
+
+
+def gate_probabilities(space: Space, logits: Logits) -> dict[str, Tensor]:
+    """What each gate's second logit w says as (off, on), (2,): w / `HIGHEST`, as SparseMask's loss and its pruning take it."""
+    shares = {name: logits[name][1].clamp(0, HIGHEST) / HIGHEST for name in space.gates}
+    return {name: torch.stack([1 - share, share]) for name, share in shares.items()}
 
 
 Gate = Literal["softmax", "sigmoid"]

@@ -4,7 +4,7 @@ A normalisation in a supernet has seen the mixture of all networks, so its runni
 training images, without a step of the weights. (That they must be is known of one-shot searches: Guo et al., ECCV 2020, section 3.4, recalled.)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,11 +98,16 @@ def score(network: nn.Module, dataset: Dataset, indices: Sequence[int], size: Si
     network is left, in evaluation mode. What is shipped is judged by `segnas bench`. InputError where no pixel is of a scored class.
     """
     network = network.to(device).eval()
+    return scored_by(lambda index, image: network(torch.from_numpy(network_input(image, *size)).to(device)), dataset, indices)
+
+
+def scored_by(predict: Callable[[int, Bytes], Tensor], dataset: Dataset, indices: Sequence[int]) -> float:
+    """As `score`, of whatever gives logits (1, classes, h, w) of a sample's index and image (H, W, 3)."""
     matrix = ConfusionMatrix(dataset.labels)
     with torch.inference_mode():
         for index in indices:
             image, truth = dataset.read(index)
-            logits = network(torch.from_numpy(network_input(image, *size)).to(device))  # (1, classes, *size)
+            logits = predict(index, image)
             if logits.shape[-2:] != truth.shape:
                 logits = F.interpolate(logits, size=truth.shape, mode="bilinear", align_corners=False)
             predicted = logits[0].argmax(0).to(torch.uint8).cpu().numpy()  # (H, W) train ids

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from segnas.errors import UsageError
 
-SAMPLERS = ("softmax", "gumbel", "hard", "paths", "widths")
+SAMPLERS = ("softmax", "gumbel", "hard", "paths", "clamp", "widths")
 OPTIMISERS = ("sgd", "adamw")
 DISTILLATIONS = ("none", "kl", "mse")
 TERMS = ("lagrangian", "cas", "gas", "fbnet", "mnasnet", "mnasnet-hard", "proxyless", "tunas", "hinge", "fasterseg", "none")
@@ -19,10 +19,11 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "guidance": ("none", "adjacent", "chained"),
     "term": TERMS,
     "priced": ("probabilities", "sample", "decoupled"),
-    "ranking": ("odds", "strength"),
+    "ranking": ("odds", "strength", "pruned"),
     "gate": ("softmax", "sigmoid"),
     "estimator": ("share", "ht"),
     "phases": (1, 2),
+    "decision_optimiser": ("adam", "sgd"),
 }
 
 
@@ -42,6 +43,29 @@ class Constraint:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledSettings:
+    """A search of the family "sampled": `trials` networks are proposed by `strategy`, and scored; all counts are our choice.
+
+    The space's backbone is frozen, and its features of `crops` crops are computed once; without pretrained weights it is trained first, for
+    `backbone_steps` steps. The best `rerank` networks are then trained whole for `rerank_steps` steps, and ordered by what they reach.
+    """
+
+    strategy: str = "local"
+    trials: int = 100
+    crops: int = 512
+    backbone_steps: int = 0
+    rerank: int = 10
+    rerank_steps: int = 400
+
+    def __post_init__(self) -> None:
+        if min(self.trials, self.crops) < 1 or min(self.backbone_steps, self.rerank, self.rerank_steps) < 0:
+            raise UsageError(
+                f"search.sampled.trials {self.trials}, crops {self.crops}, backbone_steps {self.backbone_steps}, rerank {self.rerank} and "
+                f"rerank_steps {self.rerank_steps} were given; the first two are 1 or more, the others 0 or more"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class SearchSettings:
     """One search. A step is one update of the weights and, after `warmup` steps, one of the decisions.
 
@@ -52,7 +76,9 @@ class SearchSettings:
     deployed. `term_weight` 0 takes the term's own. `priced` sample prices what was drawn, probabilities the softmax given
     the rules; every `price_every`-th step, with as many times the strength. `paths` links of each cell are drawn, `parts`
     is how many parts the channels fall into (DCNAS). `regularise` weighs DCNAS's three regularisers; they are off for the
-    first third and then rise. With 2 `phases` the multi-scale cell is searched after the rest is decided (CAS).
+    first third and then rise; so is `sparsity`, the weight of SparseMask's. With 2 `phases` the multi-scale cell is
+    searched after the rest is decided (CAS). `decision_optimiser` sgd has the weights' momentum. In the family "sampled"
+    `steps`, `batch`, `crop`, `scale` and the weights' optimiser are those of one network's score, and `sampled` is the rest.
 
     `sampler` widths draws widths and mixes all else; `priced` decoupled is the mean of three prices, in each of which one family of decisions is
     learned, by the `shares` of operations, ways and widths; `sandwich` also trains the weights at the widest and the narrowest, and in the warm-up at
@@ -93,10 +119,13 @@ class SearchSettings:
     clip: float = 5.0
     decision_rate: float = 0.01
     decision_decay: float = 1e-3
+    decision_optimiser: str = "adam"
+    sparsity: float = 0.01
     initial_sd: float = 1e-3
     temperature: float = 1.0
     final_temperature: float = 0.1
     checkpoint_s: float = 30.0
+    sampled: SampledSettings = SampledSettings()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -109,10 +138,11 @@ class SearchSettings:
                 f"search.steps {self.steps}, search.warmup {self.warmup} and search.batch {self.batch} were given; "
                 "more steps than warm-up steps and at least 2 images a batch are needed"
             )
-        if min(self.paths, self.parts, self.price_every) < 1 or min(self.regularise) < 0 or self.term_weight < 0:
+        if min(self.paths, self.parts, self.price_every) < 1 or min(*self.regularise, self.sparsity, self.term_weight) < 0:
             raise UsageError(
-                f"search.paths {self.paths}, search.parts {self.parts}, search.price_every {self.price_every}, search.regularise {self.regularise} "
-                f"and search.term_weight {self.term_weight} were given; the first three are 1 or more, the others 0 or more"
+                f"search.paths {self.paths}, search.parts {self.parts}, search.price_every {self.price_every}, search.regularise {self.regularise}, "
+                f"search.sparsity {self.sparsity} and search.term_weight {self.term_weight} were given; the first three are 1 or more, the others 0 "
+                "or more"
             )
         if min(self.shares) < 0 or sum(self.shares) <= 0:
             raise UsageError(f"search.shares {self.shares} were given; three numbers of 0 or more are allowed, not all of them 0")
@@ -124,12 +154,14 @@ class SearchSettings:
 class Method:
     """A paper's way of searching: what it is, and the settings in which it differs from the defaults.
 
-    `warmup` is the share of the steps before the decisions begin to move, where the method has one of its own.
+    `warmup` is the share of the steps before the decisions begin to move, where the method has one of its own. `family` says whether decisions move
+    along gradients in a supernet (`segnas.search.loop`), or networks are proposed and scored one by one (`segnas.sampled_methods`).
     """
 
     summary: str
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     warmup: float | None = None
+    family: Literal["gradient", "sampled"] = "gradient"
 
 
 GUMBEL: dict[str, Any] = {
@@ -195,8 +227,29 @@ METHODS: dict[str, Method] = {
         warmup=0.3,
     ),
     "hard": Method("one network that obeys the rules at each step, straight-through weights, priced exactly (ours)", {"sampler": "hard"}),
+    "sparsemask": Method(
+        "a gate in 0..2 a link, with noise, weights and gates in one pass, sparsity loss; links below 1e-3 are pruned (SparseMask, section 3.3; the "
+        "latency term and the sparsity's rise are ours)",
+        {
+            "levels": "single",
+            "sampler": "clamp",
+            "ranking": "pruned",
+            "warmup": 0,
+            "decision_optimiser": "sgd",
+            "decision_rate": 0.05,
+            "decision_decay": 0.0,
+            "learning_rate": 0.05,
+            "weight_decay": 4e-5,
+        },
+    ),
+    "dpc": Method(
+        "random search, half of it near the best so far, on cached features of a frozen backbone; the best few are re-ranked by whole trainings "
+        "(DPC, sections 3.3 and 4.1; the shares and counts are our choice)",
+        {"warmup": 0},
+        family="sampled",
+    ),
 }
-"""Every gradient-based method by name; any setting of a recipe goes before the method's."""
+"""Every method by name; any setting of a recipe goes before the method's."""
 
 
 def by_method(settings: SearchSettings, name: str) -> SearchSettings:

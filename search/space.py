@@ -83,6 +83,15 @@ class Space:
         return (*self.rules, *(Keep((decision,), 0, 1) for decision in self.decisions if decision not in ruled))
 
     @cached_property
+    def gates(self) -> tuple[str, ...]:
+        """The decisions of two options, off and on, that switch links alone; a move between scales, whose two options both switch links, is none."""
+        found = {name for name, size in self.decisions.items() if size == 2}
+        for slot in self.slots:
+            found -= {choice.decision for choice in (slot.kind, slot.channels) if isinstance(choice, Choice | Widths)}
+            found -= {entry.decision for entry in slot.inputs if isinstance(entry, Link) and entry.decision is not None and entry.option == 0}
+        return tuple(name for name in self.decisions if name in found)
+
+    @cached_property
     def levels(self) -> tuple[int, ...]:
         """Level of each slot: its feature is 1/2^level of the image."""
         return slot_levels(self.slots)

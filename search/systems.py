@@ -93,6 +93,28 @@ SYSTEMS: tuple[System, ...] = (
         "paper's figures and the authors' code read; merges, gates and one output ours",
         "fasterseg.md",
     ),
+    System(
+        "SparseMask",
+        "Wu, Zhang and Huang, ICCV 2019",
+        "which of 90 links of a dense decoder on MobileNet-v2 are there",
+        "a noisy gate a link, one pass with the weights, sparsity loss, pruning",
+        ("sparsemask", "sparsemask-small"),
+        "sparsemask",
+        ("sparsemask-released",),
+        "paper and code read; order of activations, pruning under a budget ours",
+        "sparsemask.md",
+    ),
+    System(
+        "DPC",
+        "Chen et al., NeurIPS 2018",
+        "a recursive cell of five branches of 81 operations on a frozen backbone",
+        "random and local proposals, scored on cached features; the best few re-ranked",
+        ("dpc", "dpc-small"),
+        "dpc",
+        ("dpc-mobilenet",),
+        "paper and the authors' cell code read; the search was not released: its shares and counts ours",
+        "dpc.md",
+    ),
 )
 
 

@@ -159,7 +159,7 @@ class _Run:
         self.class_weights = None if class_weights is None else class_weights.to(self.device)
         self.model = self.model.to(self.device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
-        self.optimiser = _optimiser(self.model, settings)
+        self.optimiser = optimiser_of(self.model, settings)
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.network.state_dict().items()}
         self.step, self.smooth = 0, 0.0
         self.curve_steps, self.curve_losses = list[int](), list[float]()
@@ -265,7 +265,8 @@ def class_weights(shares: Sequence[float], c: float) -> Tensor:
     return torch.tensor([1 / math.log(c + share) for share in shares])
 
 
-def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def optimiser_of(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, over a model's parameters; normalisations and biases do not decay."""
     groups = _groups(model, settings.weight_decay)
     if settings.optimiser == "adamw":
         on_cpu = next(model.parameters()).device.type == "cpu"

@@ -5,8 +5,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from segnas.arch import canonical_json
 from segnas.data import Dataset, halves
@@ -20,13 +22,36 @@ from segnas.search.space import Genotype, Space
 from segnas.search.train import train
 
 
+class Start(Protocol):
+    """Where the training of each genotype's network begins."""
+
+    @property
+    def digest(self) -> str:
+        """Says what the weights come from."""
+        ...
+
+    def weights(self, genotype: Genotype) -> dict[str, Tensor]:
+        """Initial weights by name, the same whenever they are asked for."""
+        ...
+
+
 def trained_score(
-    space: Space, dataset: Dataset, settings: TrainSettings, *, height: int, width: int, seed: int, folder: Path, device: str = "cpu"
+    space: Space,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    height: int,
+    width: int,
+    seed: int,
+    folder: Path,
+    device: str = "cpu",
+    start: Start | None = None,
 ) -> Scoring:
     """The mean IoU on the second half of the dataset (`halves`) after training on the first; `height` x `width` is the size that is deployed.
 
     Give the training split: what the result is evaluated on is never looked at in a search. An evaluation that was killed goes on from its checkpoint
-    in `folder`; a loss that is not finite raises VerificationError, too little memory MemoryError.
+    in `folder`. `start` gives the weights that a genotype's training begins with, which are random without it. A loss that is not finite raises
+    VerificationError, too little memory MemoryError.
     """
     learning, held_out = (replace(dataset, samples=tuple(dataset.samples[i] for i in half)) for half in halves(len(dataset), seed))
     schedule = {
@@ -36,6 +61,8 @@ def trained_score(
         "device": torch.device(device).type,
         "train": plain_settings(settings),
     }
+    if start is not None:
+        schedule["start"] = start.digest
     mark = hashlib.sha256(canonical_json([schedule, seed]).encode()).hexdigest()[:8]
 
     def trained_miou(genotype: Genotype) -> float:
@@ -43,7 +70,8 @@ def trained_score(
         checkpoint = folder / f"{architecture.digest}-{mark}.checkpoint.safetensors"
         try:
             with _memory_errors():
-                trained = train(architecture, learning, settings, seed=seed, checkpoint=checkpoint, device=device)
+                begin = None if start is None else start.weights(genotype)
+                trained = train(architecture, learning, settings, seed=seed, checkpoint=checkpoint, device=device, start=begin)
                 network = Network(architecture)
                 network.load_state_dict(trained.weights)
                 value = score(network, held_out, range(len(held_out)), (height, width), device=device)

@@ -9,9 +9,18 @@ from segnas.cli_options import ALLOW, DATASET, DEVICE, FILE, JSON, ROOT, SEED, e
 
 @click.command()
 @click.argument("space")
-@click.option("--strategy", type=click.Choice(["random", "evolution"]), default="evolution", show_default=True, help="How networks are proposed.")
+@click.option(
+    "--strategy", type=click.Choice(["random", "evolution", "local"]), default="evolution", show_default=True, help="How networks are proposed."
+)
 @click.option("--population", type=click.IntRange(1), default=20, show_default=True, help="Evolution: the newest networks that may be parents.")
-@click.option("--sample", "sample_size", type=click.IntRange(1), default=5, show_default=True, help="Evolution: how many of them compete.")
+@click.option(
+    "--sample",
+    "sample_size",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Evolution: how many of them compete; local: near how many of the best.",
+)
 @click.option("--table", type=FILE, required=True, help="The space's latency table on the target; each network is priced by it first.")
 @ALLOW
 @DATASET
@@ -22,6 +31,11 @@ from segnas.cli_options import ALLOW, DATASET, DEVICE, FILE, JSON, ROOT, SEED, e
 @click.option("--recipe", default="camvid-cpu", show_default=True, help="Recipe whose [train] section is the schedule.")
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps a network, in place of the recipe's.")
 @click.option("--supernet", type=FILE, help="Folder of a search of SPACE: networks are scored with its weights, in seconds, in place of a training.")
+@click.option("--crops", type=click.IntRange(1), help="Freeze the backbone, compute its features of so many crops once, and train the rest on them.")
+@click.option("--pretrained", type=FILE, help="With --crops: the backbone's weights (safetensors).")
+@click.option("--backbone-steps", type=click.IntRange(0), default=0, help="With --crops, without --pretrained: train the backbone first.")
+@click.option("--rerank", type=click.IntRange(0), default=0, help="With --crops: train the best so many whole, backbone included, and order them.")
+@click.option("--rerank-steps", type=click.IntRange(1), default=400, show_default=True, help="Steps of each of those trainings.")
 @click.option("--storage", help="Where the study lies: sqlite:///FILE, journal:FILE, or a database's address.  [default: OUT/study.db]")
 @click.option("--study", help="Name of the study in the storage.  [default: SPACE-STRATEGY]")
 @click.option("--out", type=FILE, required=True, help="Folder for arch.json, sampled.json and trials.jsonl.")
@@ -43,6 +57,11 @@ def sample(
     recipe: str,
     steps: int | None,
     supernet: Path | None,
+    crops: int | None,
+    pretrained: Path | None,
+    backbone_steps: int,
+    rerank: int,
+    rerank_steps: int,
     storage: str | None,
     study: str | None,
     out: Path,
@@ -59,6 +78,7 @@ def sample(
     import optuna
 
     from segnas.data import open_dataset
+    from segnas.errors import UsageError
     from segnas.files import require_writable
     from segnas.latency_tables.store import load_table
     from segnas.measuring import for_this_machine
@@ -66,10 +86,19 @@ def sample(
     from segnas.sampled_search import sample_space
     from segnas.screen import RichScreen
     from segnas.search.budget import budget_ms
+    from segnas.search.cached_search import require_backbone
     from segnas.search.proposals import Strategy
+    from segnas.search.settings import SampledSettings
     from segnas.search.spaces import space as named_space
     from segnas.search.study import open_storage
 
+    if crops is None and (pretrained or backbone_steps or rerank):
+        raise UsageError("--pretrained, --backbone-steps and --rerank belong to a frozen backbone with cached features: give --crops too")
+    if crops is not None and supernet is not None:
+        raise UsageError("--crops and --supernet were given, which are two ways of scoring; give one")
+    cached = None if crops is None else SampledSettings(strategy, trials, crops, backbone_steps, rerank, rerank_steps)
+    if cached is not None:
+        require_backbone(cached, has_weights=pretrained is not None)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     dataset, settings = open_dataset(name, data_root, split), read_recipe(recipe).train
     prices = for_this_machine(load_table(table), allow)
@@ -93,6 +122,8 @@ def sample(
             seed=seed,
             progress=progress,
             supernet=supernet,
+            cached=cached,
+            pretrained=pretrained,
         )
     digest, estimate = found.derived.architecture.digest, found.estimate
     values = {"architecture": digest, "score": found.score, "predicted_ms": estimate.total_ms, "budget_ms": value, "trials": found.counts}

@@ -31,9 +31,12 @@ from segnas.recipe import Recipe, flattened
 from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.runtime.session import open_session
+from segnas.sampled_methods import require_sampled, search_by_sampling
 from segnas.search.budget import Measurement, budget_ms, budget_texts, read_budget
 from segnas.search.checkpoint import CHECKPOINT_NAME
+from segnas.search.frozen import BACKBONE_CHECKPOINT, BACKBONE_NAME
 from segnas.search.pretrained import require_known
+from segnas.search.ranked import Surroundings
 from segnas.search.settings import METHODS
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
@@ -43,6 +46,7 @@ from segnas.steps import (
     derive_network,
     load_network,
     read_curves,
+    read_notes,
     require_device,
     search_space,
     shares,
@@ -63,6 +67,7 @@ _UNFINISHED = {
     "measurements.jsonl": "table.json",
     CHECKPOINT_NAME: "budget.json",
     TRACE_NAME: "budget.json",
+    **dict.fromkeys(("study.db", BACKBONE_NAME, BACKBONE_CHECKPOINT), "budget.json"),
     "weights.checkpoint.safetensors": "arch.json",
     **dict.fromkeys(TEACHING, "arch.json"),
 }
@@ -212,6 +217,8 @@ def _check(work: Run) -> None:
         require_street_size(streets.height, streets.width)
     if work.pretrained is not None:
         require_known(work.pretrained)
+    if METHODS[work.recipe.search.method].family == "sampled":
+        require_sampled(work.recipe.search, work.recipe.budget, has_weights=work.pretrained is not None)
     work.given_table()
     require_teacher(work.recipe, work.space().classes)
 
@@ -300,9 +307,24 @@ def _search(work: Run) -> None:
     recipe, budget = work.recipe, float(read_json(work.folder / "budget.json")["budget_ms"])
     dataset = work.dataset(recipe.data.train_split)
     with work.screen.step(f"searching {recipe.space}") as progress:
-        search_space(
-            work.space(), _table(work), dataset, recipe.search, budget=budget, out=out, device=work.device, seed=recipe.seed, progress=progress
-        )
+        if METHODS[recipe.search.method].family == "sampled":
+            surroundings = Surroundings(work.folder, work.pretrained, work.device, recipe.seed, progress)
+            search_by_sampling(work.space(), _table(work), dataset, recipe.search, recipe.train, budget=budget, out=out, around=surroundings)
+        else:
+            search_space(
+                work.space(),
+                _table(work),
+                dataset,
+                recipe.search,
+                budget=budget,
+                out=out,
+                device=work.device,
+                seed=recipe.seed,
+                progress=progress,
+                pretrained=work.pretrained,
+            )
+    for note in read_notes(out):
+        work.screen.say(note)
 
 
 def _derive(work: Run) -> None:
@@ -328,6 +350,8 @@ def _train(work: Run) -> None:
     if out.is_file():
         return
     architecture, recipe = read_noun(work.folder / "arch.json", Architecture), work.recipe
+    trained_first = work.folder / BACKBONE_NAME
+    start = work.pretrained or (trained_first if trained_first.is_file() else None)
     dataset, told = work.dataset(recipe.data.train_split), teacher_of(recipe, work.folder)
     with work.screen.step("training the network") as progress:
         train_network(
@@ -335,7 +359,7 @@ def _train(work: Run) -> None:
             dataset,
             recipe.train,
             out=out,
-            pretrained=work.pretrained,
+            pretrained=start,
             device=work.device,
             seed=recipe.seed,
             progress=progress,

@@ -22,18 +22,22 @@ from segnas.measuring import Progress, Services, require_budget, require_entries
 from segnas.metrics import floors
 from segnas.network import Network
 from segnas.report import Curve, Floor, Report, Share
-from segnas.search.budget import Met, meet_budget
+from segnas.search.budget import Measurement, Met, meet_budget
 from segnas.search.checkpoint import load_tensors, save_tensors
-from segnas.search.derive import Ranking, scores_of
+from segnas.search.derive import PRUNED, Ranking, scores_of
+from segnas.search.frozen import supernet_start
+from segnas.search.gates import separation
 from segnas.search.loop import search
 from segnas.search.pretrained import pretrained_weights
 from segnas.search.prices import prices
-from segnas.search.settings import CHOICES, Constraint, SearchSettings, TrainSettings
+from segnas.search.ranked import Candidate, meet_ranked
+from segnas.search.settings import CHOICES, METHODS, Constraint, SearchSettings, TrainSettings
 from segnas.search.space import Space
 from segnas.search.spaces import space as named_space
 from segnas.search.teacher import teacher_genotype
 from segnas.search.trace import TRACE_NAME, read_trace
 from segnas.search.train import train
+from segnas.timing import Measured
 
 Bytes = NDArray[np.uint8]
 TEACHER_NAME = "teacher.arch.json"
@@ -51,8 +55,14 @@ def search_space(
     device: str,
     seed: int,
     progress: Progress,
+    pretrained: Path | None = None,
 ) -> None:
-    """Search under a budget in ms and write the probabilities of every decision and the curves; the checkpoint lies beside `out`."""
+    """Search under a budget in ms and write the probabilities of every decision and the curves; the checkpoint lies beside `out`.
+
+    Where the space has a backbone, the supernet's begins with `pretrained`.
+    """
+    if METHODS[settings.method].family == "sampled":
+        raise UsageError(f"method {settings.method!r} samples networks; give `segnas sample {space.name}`, or a recipe of it to `segnas run`")
     require_device(device)
     require_entries(space, table)
     require_budget(space, table, budget)
@@ -71,6 +81,7 @@ def search_space(
         progress=progress,
         tables=tables,
         trace=out.with_name(TRACE_NAME),
+        start=None if pretrained is None else supernet_start(space, pretrained),
     )
     learned = {name: list(p) for name, p in found.probabilities.items()}
     kept = [plain(constraint) for constraint in settings.constraints]
@@ -84,9 +95,16 @@ def search_space(
         ranking=settings.ranking,
         constraints=kept,
         probabilities=learned,
+        notes=search_notes(space, settings, found.probabilities),
         **beside,
         **{MISMATCH_KEY: table.allowed_mismatch},
     )
+
+
+def search_notes(space: Space, settings: SearchSettings, probabilities: Mapping[str, Sequence[float]]) -> list[str]:
+    """What a search by gradients has to say of itself: where links are pruned, whether the gates fell apart."""
+    apart = separation(space, probabilities, PRUNED) if settings.ranking == "pruned" else None
+    return [f"gates {apart}"] if apart else []
 
 
 def constraint_tables(space: Space, constraints: Iterable[Constraint]) -> dict[str, LatencyTable]:
@@ -102,22 +120,25 @@ def derive_network(
 ) -> Met:
     """The network that meets the budget when measured, as `out`; what was measured lies beside it in `derive.json` and `measurements.jsonl`.
 
-    Where a teacher was searched beside, its network is written to `teacher.arch.json`, whatever it costs.
+    Where `searched` ranks candidates, it is the first of them that does; else the most probable one. Where a teacher was searched beside, its network
+    is written to `teacher.arch.json`, whatever it costs.
     """
-    scores, constraints = read_scores(searched, space), read_constraints(searched)
+    scores, constraints, ranked = read_scores(searched, space), read_constraints(searched), read_candidates(searched)
     require_entries(space, table)
-    limits = prices(space, table, budget, constraints, constraint_tables(space, constraints))
     require_writable(out)
     journal = MeasurementJournal(out.with_name("measurements.jsonl"), table.prices_digest)
-    met = meet_budget(
-        space,
-        scores,
-        table,
-        limits,
-        measure=lambda architecture: journal.measure(architecture, lambda network: services.measure(network, table)),
-        seed=seed,
-        on_measured=lambda m: progress(0, 0, f"{m.measured_ms:.3f} ms"),
-    )
+
+    def measure(architecture: Architecture) -> Measured:
+        return journal.measure(architecture, lambda network: services.measure(network, table))
+
+    def told(found: Measurement) -> None:
+        progress(0, 0, f"{found.measured_ms:.3f} ms")
+
+    if ranked:
+        met = meet_ranked(space, ranked, table, budget, measure=measure, on_measured=told)
+    else:
+        limits = prices(space, table, budget, constraints, constraint_tables(space, constraints))
+        met = meet_budget(space, scores, table, limits, measure=measure, seed=seed, on_measured=told)
     estimate = met.table.estimate(met.derived.architecture)
     taught = read_teacher(searched, space)
     if taught is not None:
@@ -172,6 +193,26 @@ def _probabilities(searched: Path, space: Space, key: str) -> dict[str, tuple[fl
 def read_constraints(searched: Path) -> tuple[Constraint, ...]:
     """The limits beside the budget that a search was held to."""
     return unplain(tuple[Constraint, ...], read_json(searched).get("constraints", []), f"{searched}: constraints")
+
+
+def read_candidates(searched: Path) -> tuple[Candidate, ...]:
+    """The networks that a sampled search scored, the best first; none of a search by gradients."""
+    where = f"{searched}: candidates"
+    found = cast(list[object], unplain(list, read_json(searched).get("candidates", []), where))
+    return tuple(_candidate(entry, f"{where}[{place}]") for place, entry in enumerate(found))
+
+
+def _candidate(given: object, where: str) -> Candidate:
+    entry = cast(dict[str, object], unplain(dict, given, where))
+    chosen = cast(dict[str, object], unplain(dict, entry.get("genotype"), f"{where}.genotype"))
+    genotype = {name: cast(int, unplain(int, option, f"{where}.genotype.{name}")) for name, option in chosen.items()}
+    price, score = (cast(float, unplain(float, entry.get(name), f"{where}.{name}")) for name in ("price_ms", "score"))
+    return Candidate(genotype, price, score, cast(float | None, unplain(float | None, entry.get("reranked"), f"{where}.reranked")))
+
+
+def read_notes(searched: Path) -> tuple[str, ...]:
+    """What a search has to say of itself, one sentence each."""
+    return unplain(tuple[str, ...], read_json(searched).get("notes", []), f"{searched}: notes") if searched.is_file() else ()
 
 
 def require_device(device: str) -> None:
@@ -285,6 +326,7 @@ def write_report(report: Report, folder: Path, pictures: Sequence[tuple[str, byt
     from segnas.page import page
 
     drawings, notes = search_drawings(folder)
+    notes = [*notes, *read_notes(folder / "search.json")]
     write_text(folder / "report.html", page(report, pictures=pictures, prices=dict(estimate.per_operation), notes=notes, search=drawings))
     write_noun(folder / "report.json", report)
 

@@ -135,3 +135,33 @@ def test_the_page_shows_commands_that_parse() -> None:
     for line in lines:
         words = shlex.split(line)
         segnas.commands[words[1]].make_context(words[1], words[2:]).close()
+
+
+def test_a_frozen_backbone_scores_on_cached_features_and_the_best_are_ranked_anew(made: Path, tmp_path: Path) -> None:
+    small, target = space("dpc-small", 19), cpu_target(64, 128)
+    entries = tuple(Entry(o, "block", 0.05 + 2 * int(o.digest, 16) / 16**12, 0.0, 1, "made up", "") for o in small.all_operations(target))
+    save_table(tmp_path / "table.json", LatencyTable(small.name, target, entries))
+    words = ["sample", "dpc-small", "--strategy", "local", "--table", tmp_path / "table.json", "--data-root", made / "streets", "--steps", 1]
+    words += ["--recipe", made / "short.toml", "--budget", "p60", "--trials", 3, "--out", tmp_path / "out", "--json", "--rerank", 2]
+
+    def invoke(*more: object) -> Result:
+        return CliRunner().invoke(segnas, [*map(str, words), *map(str, more)])
+
+    alone = invoke()
+    assert isinstance(alone.exception, UsageError)
+    assert "belong to a frozen backbone with cached features: give --crops too" in str(alone.exception)
+    random_weights = invoke("--crops", 2)
+    assert isinstance(random_weights.exception, UsageError)
+    assert "the backbone would be frozen at random weights" in str(random_weights.exception)
+    assert not (tmp_path / "out").exists()
+    result = invoke("--crops", 2, "--backbone-steps", 1, "--rerank-steps", 1)
+    assert result.exit_code == 0, result.exception
+    sampled = read_json(tmp_path / "out" / "sampled.json")
+    ranked = [candidate["reranked"] for candidate in sampled["candidates"]]
+    assert len(ranked) == sampled["agreement"]["networks"] == 2
+    assert json.loads(result.stdout)["score"] == sampled["best"]["score"] == max(ranked)
+    assert sampled["note"].startswith("re-ranking of 2 networks: Spearman ")
+    assert small.decode(sampled["best"]["genotype"]).architecture == read_noun(tmp_path / "out" / "arch.json", Architecture)
+    assert sampled["asked"]["strategy"] == "local, near the best 5"
+    again = invoke("--crops", 2, "--backbone-steps", 1, "--rerank-steps", 1)
+    assert json.loads(again.stdout) == json.loads(result.stdout)

@@ -19,7 +19,7 @@ from segnas.recipe import Recipe, read_recipe
 from segnas.run import Run, SilentScreen
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.budget import read_budget
-from segnas.search.settings import METHODS
+from segnas.search.settings import METHODS, SampledSettings
 from segnas.search.spaces import space as named_space
 from segnas.search.systems import SYSTEMS, System
 from segnas.target import Target
@@ -32,6 +32,8 @@ QUICK = {
     "DARTS": "darts-tiny",
     "Auto-DeepLab": "auto-deeplab-small",
     "FasterSeg": "fasterseg-small",
+    "SparseMask": "sparsemask-small",
+    "DPC": "dpc-small",
 }
 """The space of each system's quick recipe."""
 
@@ -64,7 +66,7 @@ def shrunk(recipe: Recipe) -> Recipe:
         recipe,
         data=replace(recipe.data, streets=streets),
         target=replace(recipe.target, height=64, width=128),
-        search=replace(recipe.search, steps=4, warmup=warmup, batch=2, crop=(64, 64)),
+        search=replace(recipe.search, steps=4, warmup=warmup, batch=2, crop=(64, 64), sampled=SampledSettings("local", 4, 4, 2, 2, 2)),
         train=replace(recipe.train, steps=3, warmup=0, batch=2, crop=(64, 128)),
     )
 

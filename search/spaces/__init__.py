@@ -11,8 +11,10 @@ from segnas.search.spaces.autodeeplab import auto_deeplab, auto_deeplab_small
 from segnas.search.spaces.cas import cas, cas_fast, cas_tiny
 from segnas.search.spaces.darts import darts, darts_tiny
 from segnas.search.spaces.dcnas import dcnas, dcnas_small
+from segnas.search.spaces.dpc import dpc, dpc_small
 from segnas.search.spaces.fasterseg import fasterseg, fasterseg_small
 from segnas.search.spaces.gas import gas, gas_fast, gas_fast_shared
+from segnas.search.spaces.sparsemask import sparsemask, sparsemask_small
 
 SPACES: dict[str, Callable[[int], Space]] = {
     "cas": cas,
@@ -29,6 +31,10 @@ SPACES: dict[str, Callable[[int], Space]] = {
     "auto-deeplab-small": auto_deeplab_small,
     "fasterseg": fasterseg,
     "fasterseg-small": fasterseg_small,
+    "sparsemask": sparsemask,
+    "sparsemask-small": sparsemask_small,
+    "dpc": dpc,
+    "dpc-small": dpc_small,
 }
 """Every search space by name: number of classes -> space."""
 

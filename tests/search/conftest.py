@@ -92,8 +92,8 @@ def toy(request: pytest.FixtureRequest) -> Space:
     return TOYS[request.param]()
 
 
-LARGE = ("dcnas", "auto-deeplab", "fasterseg")
-"""Their slots take minutes in tests over every space; `dcnas-small` is the same grid, `auto-deeplab-small` and `fasterseg-small` the same trellis."""
+LARGE = ("dcnas", "auto-deeplab", "fasterseg", "sparsemask", "dpc")
+"""Their thousands of slots and modules take minutes in tests over every space; `-small` is each time the same graph with fewer of them."""
 
 
 @pytest.fixture(params=[*(pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in SPACES), *TOYS])

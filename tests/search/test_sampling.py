@@ -98,12 +98,18 @@ def test_paths_draw_n_of_each_rule_with_shares_that_sum_to_one(toy_named):
 
 def test_clamp_cuts_gates_and_leaves_other_decisions(toy_named):
     space = toy_named("dense")
-    logits = {name: torch.tensor([9.0, 1.5 if i % 2 else -0.5]) for i, name in enumerate(space.decisions)}
-    for i, weights in enumerate(clamp(space, logits).weights.values()):
-        assert weights.tolist() == ([0, 1] if i % 2 else [1, 0])
-    cells = toy_named("cells")
-    logits = logits_of(cells)
-    assert all(torch.equal(a, b) for a, b in zip(clamp(cells, logits).weights.values(), softmax(cells, logits).weights.values(), strict=True))
+    logits = {name: torch.tensor([9.0, (-0.5, 0.75, 2.5)[i % 3]]) for i, name in enumerate(space.decisions)}
+    gates = [name for name in space.decisions if name.startswith("link")]
+    assert list(space.gates) == gates
+    found, soft = clamp(space, logits).weights, softmax(space, logits).weights
+    for name, values in logits.items():
+        if name in gates:
+            assert found[name].tolist() == [2 - min(2, max(0, values[1])), min(2, max(0, values[1]))]
+        else:
+            assert torch.equal(found[name], soft[name])
+    cells, even = toy_named("cells"), zero_logits(toy_named("cells"))
+    assert cells.gates == ()
+    assert all(torch.equal(a, b) for a, b in zip(clamp(cells, even).weights.values(), softmax(cells, even).weights.values(), strict=True))
 
 
 def test_one_hot_refuses_what_the_rules_forbid(toy_named):

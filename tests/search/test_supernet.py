@@ -58,6 +58,8 @@ def test_what_is_not_active_is_as_if_its_weight_were_zero(any_space):
     dense = Sample(sample.weights, {name: tuple(range(size)) for name, size in any_space.decisions.items()})
     if any(not isinstance(entry, int) and entry.decision is None for slot in any_space.slots for entry in slot.inputs):
         pytest.skip("an undecided link reads whatever is computed, so it depends on what is active by design")
+    if any_space.name.startswith("sparsemask"):
+        pytest.skip("edges from a stage that reads nothing give their normalisations' shifts; test_sparsemask.py compares without them")
     with torch.no_grad():
         torch.testing.assert_close(supernet(image(), sample), supernet(image(), dense), rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,66 @@
+"""Methods of the family "sampled" inside `segnas run`: each proposes networks, scores them one by one, and leaves them ranked in `search.json`."""
+
+from pathlib import Path
+
+from segnas.data import Dataset
+from segnas.errors import UsageError, VerificationError
+from segnas.files import plain, require_writable
+from segnas.latency import MISMATCH_KEY, LatencyTable
+from segnas.measuring import require_budget, require_entries
+from segnas.search.budget import budget_texts
+from segnas.search.cached_search import cached_search, require_backbone
+from segnas.search.ranked import SampledMethod, Sought, Surroundings
+from segnas.search.settings import SearchSettings, TrainSettings
+from segnas.search.space import Space
+from segnas.steps import require_device, write_curves
+
+SAMPLED: dict[str, SampledMethod] = {"dpc": cached_search}
+"""Every method of the family "sampled" by name (`segnas.search.settings.METHODS` has the same names)."""
+
+
+def require_sampled(settings: SearchSettings, budget: str, *, has_weights: bool) -> None:
+    """UsageError for a recipe that a sampled search cannot follow: asked before anything is spent."""
+    if len(budget_texts(budget)) > 1:
+        raise UsageError(f"budgets {budget!r} were given; method {settings.method!r} proposes networks within one budget: start a run for each")
+    if settings.constraints:
+        raise UsageError(f"search.constraints was given; method {settings.method!r} knows the budget alone")
+    if SAMPLED[settings.method] is cached_search:
+        require_backbone(settings.sampled, has_weights=has_weights)
+
+
+def search_by_sampling(
+    space: Space,
+    table: LatencyTable,
+    dataset: Dataset,
+    settings: SearchSettings,
+    train: TrainSettings,
+    *,
+    budget: float,
+    out: Path,
+    around: Surroundings,
+) -> None:
+    """Search under a budget in ms and write the candidates in their order, the best one's options as probabilities, curves and notes.
+
+    VerificationError where no network could be scored.
+    """
+    require_device(around.device)
+    require_entries(space, table)
+    require_budget(space, table, budget)
+    require_writable(out)
+    ranked = SAMPLED[settings.method](Sought(space, table, dataset, settings, train, budget), around)
+    if not ranked.candidates:
+        raise VerificationError(f"method {settings.method!r} scored no network of {space.name!r} within {budget:.3f} ms; give it more trials")
+    best = ranked.candidates[0].genotype
+    write_curves(
+        out,
+        ranked.curves,
+        space=space.name,
+        classes=space.classes,
+        method=settings.method,
+        ranking="odds",
+        probabilities={name: [float(option == best[name]) for option in range(size)] for name, size in space.decisions.items()},
+        candidates=[plain(candidate) for candidate in ranked.candidates],
+        notes=list(ranked.notes),
+        **ranked.found,
+        **{MISMATCH_KEY: table.allowed_mismatch},
+    )
