@@ -23,7 +23,9 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the logits, over pixels and classes (Fast-NAS distils so)."""
+    """Mean squared difference of the logits, over pixels and classes, at the teacher's size (Fast-NAS, section 3.3)."""
+    if student.shape[-2:] != teacher.shape[-2:]:
+        student = F.interpolate(student, size=(int(teacher.shape[-2]), int(teacher.shape[-1])), mode="bilinear", align_corners=False)
     return F.mse_loss(student, teacher)
 
 

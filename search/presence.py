@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from segnas.search.chances import Always, Chance, Chances, Event, is_undecided
-from segnas.search.slots import Link, source_of
+from segnas.search.decode import ADD
+from segnas.search.slots import Link, Slot, source_of
 from segnas.search.space import Space
 
 Value = Tensor | float
@@ -67,7 +68,7 @@ class Presence:
     def _fed(self, index: int) -> Value:
         slot = self.space.slots[index]
         if not slot.join:
-            return _least([self.there[source] for source in slot.sources])
+            return self._joined(slot)
         parts = [self._part(entry) for entry in slot.inputs if not is_undecided(entry)]
         if slot.join == "select":
             return sum((p * t for p, t, _ in parts), start=0.0)
@@ -75,6 +76,11 @@ class Presence:
         some = most * (1 - _product([1 - p * t / most for p, t, _ in parts]))
         events = [event for _, _, event in parts if isinstance(event, Event)]
         return some / (1 - _product([1 - p for p, _, _ in parts])) if self.chances.is_certain(events) else some
+
+    def _joined(self, slot: Slot) -> Value:
+        """The chance that all inputs of an operation are there: together, but for those of a sum that needs both."""
+        there = [self.there[source] for source in slot.sources]
+        return _product(there) if slot.kind == ADD else _least(there)
 
     def _part(self, entry: int | Link) -> tuple[Value, Value, Chance]:
         """Of a join's input: the chance that it is on (its link, its operation not `none`), that it is there if so, and the event of the former."""
@@ -91,7 +97,7 @@ class Presence:
             slot = self.space.slots[reader]
             reason = self.wanted[reader] * self._sure(self.chances.own(slot)) * self._sure(self.chances.switch(entry))
             if not slot.join:
-                reason = reason * _given(_least([self.there[source] for source in slot.sources]), self.there[index])
+                reason = reason * _given(self._joined(slot), self.there[index])
             if self.chances.exclusive[reader]:
                 exclusive = exclusive + reason
             else:

@@ -7,11 +7,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
+from typing import Protocol
 
 from segnas.errors import InputError, UsageError
 from segnas.search.derive import under_budget
 from segnas.search.draws import Price
 from segnas.search.space import Genotype, Space
+from segnas.search.trials import SampledTrial
 
 Key = tuple[int, ...]
 """A genotype's options in the order of the space's decisions."""
@@ -54,6 +56,14 @@ class Strategy:
         if self.name == "local":
             return f"local, near the best {self.sample}"
         return self.name if self.name == "random" else f"{self.name}, population {self.population}, sample {self.sample}"
+
+
+class Proposer(Protocol):
+    """What proposes genotypes by a way of its own; `str` says which, and by what numbers."""
+
+    def propose(self, allowed: "Allowed", before: Sequence[SampledTrial], taken: Collection[Key], rng: Random) -> dict[str, int]:
+        """The next genotype, an allowed one, given the trials before it and the keys of those that are `taken`."""
+        ...
 
 
 @dataclass(frozen=True)

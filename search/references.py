@@ -14,6 +14,7 @@ from segnas.search.published_autodeeplab import auto_deeplab_l, auto_deeplab_m, 
 from segnas.search.published_darts import darts_v1, darts_v2
 from segnas.search.published_dpc import dpc_mobilenet
 from segnas.search.published_fasterseg import fasterseg_student
+from segnas.search.published_fastnas import fast_nas_0, fast_nas_1, fast_nas_2
 from segnas.search.published_sparsemask import sparsemask_released
 
 BOTTLENECKS = ((64, 2), (96, 2), (128, 1))
@@ -73,6 +74,9 @@ REFERENCES: dict[str, Callable[[int], Architecture]] = {
     "fasterseg-student": fasterseg_student,
     "sparsemask-released": sparsemask_released,
     "dpc-mobilenet": dpc_mobilenet,
+    "fast-nas-0": fast_nas_0,
+    "fast-nas-1": fast_nas_1,
+    "fast-nas-2": fast_nas_2,
 }
 """Every reference network by name: number of classes -> architecture."""
 

@@ -21,14 +21,17 @@ from segnas.arch import canonical_json
 from segnas.errors import RequirementError, VerificationError
 from segnas.latency import Estimate, LatencyTable
 from segnas.search.expected import ExpectedLatency
-from segnas.search.proposals import Allowed, Strategy, propose
+from segnas.search.proposals import Allowed, Proposer, Strategy, propose
 from segnas.search.space import Derived, Genotype, Space
 from segnas.search.study import SharedStudy
 from segnas.search.trials import SampledTrial, scored
 from segnas.search.workers import BEAT_S, SILENCE_S, beating, this_worker
 
 Score = Callable[[Genotype], float]
-"""What a genotype is worth; higher is better. It raises one of `FAILURES`, or answers no finite number, where the genotype cannot be scored."""
+"""What a genotype is worth; higher is better; a `Noted` one has notes that are kept with the trial.
+
+It raises one of `FAILURES`, or answers no finite number, where the genotype cannot be scored.
+"""
 
 Progress = Callable[[int, int, str], None]
 
@@ -41,10 +44,25 @@ POLL_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """A score, and everything that it depends on but the genotype, as JSON values: two studies whose `schedule` differs do not mix."""
+    """A score, and everything that it depends on but the genotype, as JSON values: two studies whose `schedule` differs do not mix.
+
+    `hear`, where there is one, is told all trials as they are before each evaluation.
+    """
 
     score: Score
     schedule: Mapping[str, Any]
+    hear: Callable[[Sequence[SampledTrial]], None] | None = None
+
+
+class Noted(float):
+    """A score with notes: numbers by name. `truncated` says that the evaluation was stopped early: such a score is not compared with others."""
+
+    notes: Mapping[str, float]
+
+    def __new__(cls, score: float, **notes: float) -> "Noted":
+        made = super().__new__(cls, score)
+        made.notes = notes
+        return made
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,7 @@ class Pace:
 def sample(
     space: Space,
     table: LatencyTable,
-    strategy: Strategy,
+    strategy: Strategy | Proposer,
     scoring: Scoring,
     *,
     budget_ms: float,
@@ -96,12 +114,15 @@ def sample(
 
     def choose(before: Sequence[SampledTrial], slot: int) -> dict[str, int]:
         taken = {allowed.key(trial.genotype) for trial in before if trial.counts and trial.genotype is not None}
-        return propose(strategy, allowed, scored(before), taken, Random(f"{seed} {slot}"))
+        rng = Random(f"{seed} {slot}")
+        if not isinstance(strategy, Strategy):
+            return strategy.propose(allowed, before, taken, rng)
+        return propose(strategy, allowed, scored(before), taken, rng)
 
     identity = study_identity(space, table, strategy, budget_ms, seed, scoring.schedule)
     try:
         study = SharedStudy(storage, name, identity=identity, allowed=allowed, choose=choose, worker=this_worker(), silence_s=pace.silence_s)
-        return best_of(space, table, _worked(study, scoring.score, trials, progress, pace))
+        return best_of(space, table, _worked(study, scoring, trials, progress, pace))
     except StorageInternalError as error:
         raise RequirementError(f"the storage of study {name!r} is out of reach ({error}); run the same command again once it is back") from error
 
@@ -128,13 +149,13 @@ def score_listed(
 
     try:
         study = SharedStudy(storage, name, identity=identity, allowed=allowed, choose=choose, worker=this_worker(), silence_s=pace.silence_s)
-        return _worked(study, scoring.score, len(genotypes), progress, pace)
+        return _worked(study, scoring, len(genotypes), progress, pace)
     except StorageInternalError as error:
         raise RequirementError(f"the storage of study {name!r} is out of reach ({error}); run the same command again once it is back") from error
 
 
 def study_identity(
-    space: Space, table: LatencyTable, strategy: Strategy | str, budget_ms: float, seed: int, schedule: Mapping[str, Any]
+    space: Space, table: LatencyTable, strategy: Strategy | Proposer | str, budget_ms: float, seed: int, schedule: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a study is of, as JSON values; it is kept with the study, and another is refused."""
     calibration = [table.calibration.scale, [list(correction) for correction in table.calibration.corrections]]
@@ -152,7 +173,10 @@ def study_identity(
 
 
 def best_of(space: Space, table: LatencyTable, trials: Sequence[SampledTrial]) -> Sampled:
-    """The trial of the highest score, of equal ones the cheapest, then the first; VerificationError where none has a score."""
+    """The trial of the highest score, of equal ones the cheapest, then the first; a truncated one where there is no other.
+
+    VerificationError where none has a score.
+    """
     complete = [t for t in trials if t.score is not None and t.genotype is not None]
     if not complete:
         failed = [t for t in trials if t.state == "failed"]
@@ -160,13 +184,13 @@ def best_of(space: Space, table: LatencyTable, trials: Sequence[SampledTrial]) -
         raise VerificationError(
             f"none of {len(failed)} trials could be scored{reason}; give another schedule (--recipe, --steps) and another --study"
         )
-    best = max(complete, key=lambda t: (t.score or 0.0, -(t.price_ms or 0.0), -t.number))
+    best = max(complete, key=lambda t: (not t.truncated, t.score or 0.0, -(t.price_ms or 0.0), -t.number))
     genotype = dict(best.genotype or {})
     derived = space.decode(genotype)
     return Sampled(genotype, derived, table.estimate(derived.architecture), best.score or 0.0, tuple(trials))
 
 
-def _worked(study: SharedStudy, score: Score, total: int, progress: Progress | None, pace: Pace) -> tuple[SampledTrial, ...]:
+def _worked(study: SharedStudy, scoring: Scoring, total: int, progress: Progress | None, pace: Pace) -> tuple[SampledTrial, ...]:
     """Every trial, once so many are done: take trials while there are any, then wait for those of others, or for their end."""
     while True:
         study.require_same()
@@ -182,14 +206,16 @@ def _worked(study: SharedStudy, score: Score, total: int, progress: Progress | N
             continue
         asked = study.ask(total)
         if asked is not None:
-            _evaluate(study, *asked, score, pace.beat_s)
+            if scoring.hear:
+                scoring.hear(study.trials())
+            _evaluate(study, *asked, scoring.score, pace.beat_s)
 
 
 def _evaluate(study: SharedStudy, trial: Trial, genotype: dict[str, int], score: Score, beat_s: float) -> None:
     begun = time.monotonic()
     try:
         with beating(lambda count: study.beat(trial, count), beat_s):
-            value = float(score(genotype))
+            value = score(genotype)
     except FAILURES as error:
         study.fail(trial, f"{type(error).__name__}: {error}", _seconds(begun))
         return
@@ -197,7 +223,7 @@ def _evaluate(study: SharedStudy, trial: Trial, genotype: dict[str, int], score:
         study.give_back(trial)
         raise
     if math.isfinite(value):
-        study.tell(trial, value, _seconds(begun))
+        study.tell(trial, float(value), _seconds(begun), value.notes if isinstance(value, Noted) else {})
     else:
         study.fail(trial, f"the score is {value}", _seconds(begun))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from segnas.errors import UsageError
+from segnas.search.controlled_settings import ControllerSettings, StagedSettings
 
 SAMPLERS = ("softmax", "gumbel", "hard", "paths", "clamp", "widths")
 OPTIMISERS = ("sgd", "adamw")
@@ -46,8 +47,8 @@ class Constraint:
 class SampledSettings:
     """A search of the family "sampled": `trials` networks are proposed by `strategy`, and scored; all counts are our choice.
 
-    The space's backbone is frozen, and its features of `crops` crops are computed once; without pretrained weights it is trained first, for
-    `backbone_steps` steps. The best `rerank` networks are then trained whole for `rerank_steps` steps, and ordered by what they reach.
+    Where the space has a backbone it is frozen, and its features of `crops` crops are computed once; without pretrained weights it is trained first,
+    for `backbone_steps` steps. The best `rerank` networks are then trained whole for `rerank_steps` steps, and ordered by what they reach.
     """
 
     strategy: str = "local"
@@ -126,6 +127,8 @@ class SearchSettings:
     final_temperature: float = 0.1
     checkpoint_s: float = 30.0
     sampled: SampledSettings = SampledSettings()
+    controller: ControllerSettings = field(default_factory=ControllerSettings)
+    staged: StagedSettings = field(default_factory=StagedSettings)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -245,6 +248,12 @@ METHODS: dict[str, Method] = {
     "dpc": Method(
         "random search, half of it near the best so far, on cached features of a frozen backbone; the best few are re-ranked by whole trainings "
         "(DPC, sections 3.3 and 4.1; the shares and counts are our choice)",
+        {"warmup": 0},
+        family="sampled",
+    ),
+    "fast-nas": Method(
+        "an LSTM controller with PPO proposes decoders, each trained in two stages with early stopping, distillation, Polyak averages and auxiliary "
+        "cells (Fast-NAS; its released code, mended)",
         {"warmup": 0},
         family="sampled",
     ),

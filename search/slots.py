@@ -53,7 +53,7 @@ class Slot:
     """A node whose fields may be open.
 
     `kind` "add" is the sum of those inputs that live (decodes to binary additions), "select" is the one that lives
-    (decodes to nothing); each other kind needs all its inputs.
+    (decodes to nothing); each other kind needs all its inputs, so `kind("add")` is a sum that is there iff both are.
     """
 
     kind: Kind | Choice | Join
@@ -198,8 +198,6 @@ def _check_inputs(refuse: Refuse, index: int, slot: Slot) -> None:
         raise refuse("no input was given; at least 1 is needed")
     for entry in slot.inputs:
         if isinstance(entry, int):
-            if slot.join == "select":
-                raise refuse(f"input {entry} is no link with a decision; a select chooses between such links")
             continue
         if entry.decision is not None and slot.join is None:
             raise refuse(
@@ -230,9 +228,8 @@ def _check_operation(refuse: Refuse, index: int, slot: Slot) -> None:
     for kind in slot.kinds:
         schema = SCHEMAS[kind.op]
         alone = not isinstance(slot.kind, Choice) and kind.op == "none"
-        if alone or kind.op in {"argmax", "add"} or (kind.op == "image") != (index == 0):
-            hint = '; write "add" for a sum' if kind.op == "add" else ""
-            raise refuse(f"{kind.op} cannot stand here{hint}")
+        if alone or kind.op == "argmax" or (kind.op == "image") != (index == 0):
+            raise refuse(f"{kind.op} cannot stand here")
         most = schema.most_inputs
         if len(slot.inputs) < schema.least_inputs or (most is not None and len(slot.inputs) > most):
             raise refuse(

@@ -138,9 +138,9 @@ class SharedStudy:
             return True  # the storage was out of reach: the next one will do
         return True
 
-    def tell(self, trial: Trial, score: float, seconds: float) -> None:
-        """Finish with a score. One that others took for dead meanwhile keeps its end: the trial that stands for it counts."""
-        self._end(trial.number, score=score, seconds=seconds)
+    def tell(self, trial: Trial, score: float, seconds: float, notes: Mapping[str, float] | None = None) -> None:
+        """Finish with a score and notes. One that others took for dead meanwhile keeps its end: the trial that stands for it counts."""
+        self._end(trial.number, score=score, seconds=seconds, **({"notes": dict(notes)} if notes else {}))
 
     def fail(self, trial: Trial, reason: str, seconds: float) -> None:
         """Finish without a score: the evaluation failed, and would again."""

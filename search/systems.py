@@ -115,6 +115,17 @@ SYSTEMS: tuple[System, ...] = (
         "paper and the authors' cell code read; the search was not released: its shares and counts ours",
         "dpc.md",
     ),
+    System(
+        "Fast-NAS",
+        "Nekrasov et al., CVPR 2019",
+        "connections and one cell of a decoder on MobileNet-v2",
+        "LSTM controller with PPO; two-stage scores with early stopping, distillation, Polyak averages, auxiliary cells",
+        ("fast-nas", "fast-nas-small"),
+        "fast-nas",
+        ("fast-nas-0", "fast-nas-1", "fast-nas-2"),
+        "code read, paper's figures recalled; teacher, normalisation of the classifier, latency ours",
+        "fast-nas.md",
+    ),
 )
 
 

@@ -69,7 +69,7 @@ def trained_score(
         architecture = space.decode(genotype).architecture
         checkpoint = folder / f"{architecture.digest}-{mark}.checkpoint.safetensors"
         try:
-            with _memory_errors():
+            with memory_errors():
                 begin = None if start is None else start.weights(genotype)
                 trained = train(architecture, learning, settings, seed=seed, checkpoint=checkpoint, device=device, start=begin)
                 network = Network(architecture)
@@ -85,7 +85,7 @@ def trained_score(
 
 
 @contextmanager
-def _memory_errors() -> Generator[None]:
+def memory_errors() -> Generator[None]:
     """What torch raises when the memory does not do, as Python's own error."""
     try:
         yield

@@ -5,7 +5,7 @@ was asked for). The slot of a trial is the number of those before it that count:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
@@ -21,7 +21,7 @@ class SampledTrial:
     """One trial: its genotype (none before it was chosen), its price by the table in ms, its score once complete, the seconds that scoring took.
 
     `attempt` counts how often the genotype was tried after a worker died; `stands_for` is the number of the trial that was lost; `reason` says why
-    it failed.
+    it failed; `notes` are those of its score.
     """
 
     number: int
@@ -35,6 +35,12 @@ class SampledTrial:
     reason: str = ""
     worker: Worker | None = None
     beat: int = 0
+    notes: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the evaluation was stopped early, so that the score is not compared with others."""
+        return bool(self.notes.get("truncated"))
 
     @property
     def counts(self) -> bool:
@@ -64,6 +70,7 @@ def read_trial(trial: FrozenTrial, decisions: Iterable[str]) -> SampledTrial:
         reason=kept.get("reason", ""),
         worker=Worker(**kept["worker"]) if "worker" in kept else None,
         beat=kept.get("beat", 0),
+        notes=dict(kept.get("notes", {})),
     )
 
 

@@ -10,7 +10,11 @@ from segnas.cli_options import ALLOW, DATASET, DEVICE, FILE, JSON, ROOT, SEED, e
 @click.command()
 @click.argument("space")
 @click.option(
-    "--strategy", type=click.Choice(["random", "evolution", "local"]), default="evolution", show_default=True, help="How networks are proposed."
+    "--strategy",
+    type=click.Choice(["random", "evolution", "local", "controller"]),
+    default="evolution",
+    show_default=True,
+    help="How networks are proposed.",
 )
 @click.option("--population", type=click.IntRange(1), default=20, show_default=True, help="Evolution: the newest networks that may be parents.")
 @click.option(
@@ -32,7 +36,8 @@ from segnas.cli_options import ALLOW, DATASET, DEVICE, FILE, JSON, ROOT, SEED, e
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps a network, in place of the recipe's.")
 @click.option("--supernet", type=FILE, help="Folder of a search of SPACE: networks are scored with its weights, in seconds, in place of a training.")
 @click.option("--crops", type=click.IntRange(1), help="Freeze the backbone, compute its features of so many crops once, and train the rest on them.")
-@click.option("--pretrained", type=FILE, help="With --crops: the backbone's weights (safetensors).")
+@click.option("--two-stage", is_flag=True, help="Score by Fast-NAS's two stages, as the recipe's [search] says, in place of a training.")
+@click.option("--pretrained", type=FILE, help="With --crops or --two-stage: the backbone's weights (safetensors).")
 @click.option("--backbone-steps", type=click.IntRange(0), default=0, help="With --crops, without --pretrained: train the backbone first.")
 @click.option("--rerank", type=click.IntRange(0), default=0, help="With --crops: train the best so many whole, backbone included, and order them.")
 @click.option("--rerank-steps", type=click.IntRange(1), default=400, show_default=True, help="Steps of each of those trainings.")
@@ -58,6 +63,7 @@ def sample(
     steps: int | None,
     supernet: Path | None,
     crops: int | None,
+    two_stage: bool,
     pretrained: Path | None,
     backbone_steps: int,
     rerank: int,
@@ -87,26 +93,35 @@ def sample(
     from segnas.screen import RichScreen
     from segnas.search.budget import budget_ms
     from segnas.search.cached_search import require_backbone
+    from segnas.search.controlled_search import controlled_proposer, two_stage_score
     from segnas.search.proposals import Strategy
+    from segnas.search.ranked import Surroundings
     from segnas.search.settings import SampledSettings
     from segnas.search.spaces import space as named_space
     from segnas.search.study import open_storage
 
-    if crops is None and (pretrained or backbone_steps or rerank):
-        raise UsageError("--pretrained, --backbone-steps and --rerank belong to a frozen backbone with cached features: give --crops too")
-    if crops is not None and supernet is not None:
-        raise UsageError("--crops and --supernet were given, which are two ways of scoring; give one")
+    if crops is None and (backbone_steps or rerank):
+        raise UsageError("--backbone-steps and --rerank belong to a frozen backbone with cached features: give --crops too")
+    if crops is None and pretrained is not None and not two_stage:
+        raise UsageError("--pretrained was given without --crops and --two-stage; other scores begin with random weights")
+    if (crops is not None) + two_stage + (supernet is not None) > 1:
+        raise UsageError("--crops, --two-stage and --supernet are three ways of scoring, and more than one was given; give one")
     cached = None if crops is None else SampledSettings(strategy, trials, crops, backbone_steps, rerank, rerank_steps)
     if cached is not None:
         require_backbone(cached, has_weights=pretrained is not None)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    dataset, settings = open_dataset(name, data_root, split), read_recipe(recipe).train
+    dataset, asked = open_dataset(name, data_root, split), read_recipe(recipe)
+    settings = asked.train
     prices = for_this_machine(load_table(table), allow)
     settings = settings if steps is None else replace(settings, steps=steps)
-    wanted, how = named_space(space, len(dataset.labels.classes)), Strategy(strategy, population, sample_size)
+    wanted = named_space(space, len(dataset.labels.classes))
     value = budget_ms(budget, wanted, prices, seed)
     require_writable(out / "study.db")
-    with open_storage(storage or f"sqlite:///{out / 'study.db'}") as trials_kept, RichScreen().step(f"sampling {space} by {how}") as progress:
+    with open_storage(storage or f"sqlite:///{out / 'study.db'}") as trials_kept, RichScreen().step(f"sampling {space} by {strategy}") as progress:
+        around = Surroundings(out, pretrained, device, seed, progress)
+        how = controlled_proposer(wanted, asked.search, value, around) if strategy == "controller" else Strategy(strategy, population, sample_size)
+        size = (prices.target.height, prices.target.width)
+        scoring = two_stage_score(wanted, dataset, asked.search, settings, size, around).scoring if two_stage else None
         found = sample_space(
             wanted,
             prices,
@@ -124,6 +139,7 @@ def sample(
             supernet=supernet,
             cached=cached,
             pretrained=pretrained,
+            scoring=scoring,
         )
     digest, estimate = found.derived.architecture.digest, found.estimate
     values = {"architecture": digest, "score": found.score, "predicted_ms": estimate.total_ms, "budget_ms": value, "trials": found.counts}

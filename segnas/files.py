@@ -172,6 +172,10 @@ def unplain(type_: Any, data: object, where: str = "") -> Any:
         return _union(arguments, data, where)
     if origin is tuple or (isinstance(type_, type) and issubclass(type_, tuple)):
         return _tuple(type_, arguments, data, where)
+    if origin is dict and arguments[0] is str:
+        if not isinstance(data, dict):
+            raise InputError(f"{place} is {data!r}; an object is needed")
+        return {name: unplain(arguments[1], value, f"{place}.{name}") for name, value in cast(dict[str, object], data).items()}
     if type_ is float and isinstance(data, int) and not isinstance(data, bool):
         try:
             return float(data)

@@ -9,12 +9,14 @@ from segnas.latency import MISMATCH_KEY, LatencyTable
 from segnas.measuring import require_budget, require_entries
 from segnas.search.budget import budget_texts
 from segnas.search.cached_search import cached_search, require_backbone
+from segnas.search.controlled_search import controlled_search
+from segnas.search.frozen import require_steps
 from segnas.search.ranked import SampledMethod, Sought, Surroundings
 from segnas.search.settings import SearchSettings, TrainSettings
 from segnas.search.space import Space
 from segnas.steps import require_device, write_curves
 
-SAMPLED: dict[str, SampledMethod] = {"dpc": cached_search}
+SAMPLED: dict[str, SampledMethod] = {"dpc": cached_search, "fast-nas": controlled_search}
 """Every method of the family "sampled" by name (`segnas.search.settings.METHODS` has the same names)."""
 
 
@@ -26,6 +28,8 @@ def require_sampled(settings: SearchSettings, budget: str, *, has_weights: bool)
         raise UsageError(f"search.constraints was given; method {settings.method!r} knows the budget alone")
     if SAMPLED[settings.method] is cached_search:
         require_backbone(settings.sampled, has_weights=has_weights)
+    elif not has_weights:
+        require_steps(settings.sampled.backbone_steps)
 
 
 def search_by_sampling(

@@ -15,9 +15,9 @@ from segnas.search.cached_score import without_auxiliary
 from segnas.search.cached_search import agreement, cached_score_of, reranked, told
 from segnas.search.checkpoint import CHECKPOINT_NAME
 from segnas.search.inherited_score import inherited_score
-from segnas.search.proposals import Strategy
+from segnas.search.proposals import Proposer, Strategy
 from segnas.search.ranked import Candidate, Surroundings
-from segnas.search.sampled import Sampled, sample, study_identity
+from segnas.search.sampled import Sampled, Scoring, sample, study_identity
 from segnas.search.settings import SampledSettings, TrainSettings
 from segnas.search.space import Space
 from segnas.search.trained_score import trained_score
@@ -28,7 +28,7 @@ def sample_space(
     space: Space,
     table: LatencyTable,
     dataset: Dataset,
-    strategy: Strategy,
+    strategy: Strategy | Proposer,
     settings: TrainSettings,
     *,
     budget: float,
@@ -42,13 +42,13 @@ def sample_space(
     supernet: Path | None = None,
     cached: SampledSettings | None = None,
     pretrained: Path | None = None,
+    scoring: Scoring | None = None,
 ) -> Sampled:
     """Work on a study until so many trials are done, and write `arch.json`, `sampled.json` and `trials.jsonl` into `out`.
 
-    A network is scored by a training, by the weights of the search in folder `supernet`, or, with `cached`, by a training of what stands behind its
-    frozen backbone, whose weights are `pretrained` or trained first; the best few are then re-ranked.
-    `budget` is in ms, by the table; the network that is
-    found was not measured. Several workers may write into one folder: they write the same.
+    A network is scored by `scoring`, by the weights of the search in folder `supernet`, with `cached` by a training of what stands behind its frozen
+    backbone, whose weights are `pretrained` or trained first (the best few are then re-ranked), else by a training of its own. `budget` is in ms, by
+    the table; the network that is found was not measured. Several workers may write into one folder: they write the same.
     """
     require_device(device)
     require_entries(space, table)
@@ -62,10 +62,10 @@ def sample_space(
         schedule = without_auxiliary(settings, settings.steps)
         proxy = cached_score_of(space, dataset, settings, schedule, cached, (height, width), around, pretrained=pretrained)
         scoring = proxy.scoring
-    elif supernet is None:
-        scoring = trained_score(space, dataset, settings, height=height, width=width, seed=seed, folder=folder, device=device)
-    else:
+    elif supernet is not None:
         scoring = inherited_score(space, supernet / CHECKPOINT_NAME, dataset, height=height, width=width, seed=seed)
+    elif scoring is None:
+        scoring = trained_score(space, dataset, settings, height=height, width=width, seed=seed, folder=folder, device=device)
     found = sample(space, table, strategy, scoring, budget_ms=budget, trials=trials, storage=storage, name=name, seed=seed, progress=progress)
     extra: dict[str, object] = {}
     if proxy is not None and cached is not None and cached.rerank:

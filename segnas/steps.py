@@ -197,17 +197,7 @@ def read_constraints(searched: Path) -> tuple[Constraint, ...]:
 
 def read_candidates(searched: Path) -> tuple[Candidate, ...]:
     """The networks that a sampled search scored, the best first; none of a search by gradients."""
-    where = f"{searched}: candidates"
-    found = cast(list[object], unplain(list, read_json(searched).get("candidates", []), where))
-    return tuple(_candidate(entry, f"{where}[{place}]") for place, entry in enumerate(found))
-
-
-def _candidate(given: object, where: str) -> Candidate:
-    entry = cast(dict[str, object], unplain(dict, given, where))
-    chosen = cast(dict[str, object], unplain(dict, entry.get("genotype"), f"{where}.genotype"))
-    genotype = {name: cast(int, unplain(int, option, f"{where}.genotype.{name}")) for name, option in chosen.items()}
-    price, score = (cast(float, unplain(float, entry.get(name), f"{where}.{name}")) for name in ("price_ms", "score"))
-    return Candidate(genotype, price, score, cast(float | None, unplain(float | None, entry.get("reranked"), f"{where}.reranked")))
+    return unplain(tuple[Candidate, ...], read_json(searched).get("candidates", []), f"{searched}: candidates")
 
 
 def read_notes(searched: Path) -> tuple[str, ...]:

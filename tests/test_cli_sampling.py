@@ -66,7 +66,41 @@ def test_a_supernet_scores_in_place_of_a_training(run, made: Path, tmp_path: Pat
     assert isinstance(refused.exception, IncompatibleError)
 
 
-@pytest.mark.parametrize("strategy", ["random", "evolution"])
+def test_fast_nas_is_sampled_by_its_controller_and_scored_in_two_stages(made: Path, tmp_path: Path) -> None:
+    small, target, out = space("fast-nas-small", 19), cpu_target(64, 128), tmp_path / "out"
+    entries = tuple(Entry(o, "block", 0.05 + 2 * int(o.digest, 16) / 16**12, 0.0, 1, "made up", "") for o in small.all_operations(target))
+    save_table(tmp_path / "table.json", LatencyTable(small.name, target, entries))
+    (tmp_path / "r.toml").write_text(
+        'name = "r"\nspace = "fast-nas-small"\nbudget = "p60"\n[search]\nmethod = "fast-nas"\nbatch = 2\ncrop = [64, 64]\n'
+        "[search.sampled]\ncrops = 2\nbackbone_steps = 1\n[search.staged]\nepochs = 1\nsteps = 1\nbatch = 2\ncrop = [64, 64]\nimages = 1\n"
+        "[train]\nbatch = 2\ncrop = [64, 64]\n"
+    )
+    words = [
+        "sample",
+        "fast-nas-small",
+        "--table",
+        tmp_path / "table.json",
+        "--data-root",
+        made / "streets",
+        "--recipe",
+        tmp_path / "r.toml",
+        "--json",
+    ]
+    words += ["--budget", "p60", "--trials", 2, "--out", out, "--strategy", "controller", "--two-stage"]
+    result = CliRunner().invoke(segnas, [*map(str, words)])
+    assert result.exit_code == 0, result.exception
+    trials = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    assert [t["state"] for t in trials] == ["complete"] * 2
+    assert all("stage0" in t["notes"] and t["price_ms"] <= json.loads(result.stdout)["budget_ms"] for t in trials)
+    assert read_json(out / "sampled.json")["asked"]["strategy"].startswith("controller {")
+    assert (out / "controller.safetensors").is_file()
+    both = CliRunner().invoke(segnas, [*map(str, words), "--supernet", str(tmp_path)])
+    assert isinstance(both.exception, UsageError)
+    without = CliRunner().invoke(segnas, [*map(str, words[:-1]), "--pretrained", str(tmp_path / "w")])
+    assert isinstance(without.exception, UsageError)
+
+
+@pytest.mark.parametrize("strategy", ["random", "evolution", "controller"])
 def test_the_best_of_a_study_is_written_with_all_that_was_tried(run, made: Path, tmp_path: Path, strategy: str) -> None:
     result = run("--strategy", strategy, "--population", 2, "--sample", 1)
     assert result.exit_code == 0, result.exception
@@ -93,7 +127,7 @@ def test_the_best_of_a_study_is_written_with_all_that_was_tried(run, made: Path,
     study = optuna.load_study(storage=f"sqlite:///{out / 'study.db'}", study_name=f"cas-tiny-{strategy}")
     assert study.user_attrs["identity"] == asked
     study._storage.remove_session()
-    assert not [path for path in out.rglob("*") if path.suffix in (".partial", ".safetensors")]
+    assert not [p for p in out.rglob("*") if p.suffix in (".partial", ".safetensors") and p.name != "controller.safetensors"]
 
 
 def test_a_finished_study_is_not_worked_on_again_and_a_longer_one_goes_on(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

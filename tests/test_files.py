@@ -333,3 +333,11 @@ def test_every_noun_has_a_schema_of_its_own() -> None:
         SideBySide,
     }
     assert len({name for name, _ in SCHEMA_VERSIONS.values()}) == len(SCHEMA_VERSIONS)
+
+
+def test_objects_with_names_of_their_own_are_read_by_the_type_of_their_values() -> None:
+    assert unplain(dict[str, int], {"a": 1, "b": 2}, "x") == {"a": 1, "b": 2}
+    with pytest.raises(InputError, match=r"x\.b is 'two'; int is needed"):
+        unplain(dict[str, int], {"a": 1, "b": "two"}, "x")
+    with pytest.raises(InputError, match="x is 3; an object is needed"):
+        unplain(dict[str, int], 3, "x")

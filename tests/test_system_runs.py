@@ -19,7 +19,7 @@ from segnas.recipe import Recipe, read_recipe
 from segnas.run import Run, SilentScreen
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.budget import read_budget
-from segnas.search.settings import METHODS, SampledSettings
+from segnas.search.settings import METHODS
 from segnas.search.spaces import space as named_space
 from segnas.search.systems import SYSTEMS, System
 from segnas.target import Target
@@ -34,6 +34,7 @@ QUICK = {
     "FasterSeg": "fasterseg-small",
     "SparseMask": "sparsemask-small",
     "DPC": "dpc-small",
+    "Fast-NAS": "fast-nas-small",
 }
 """The space of each system's quick recipe."""
 
@@ -62,11 +63,13 @@ def shrunk(recipe: Recipe) -> Recipe:
     """The same run in seconds: images of 64x128, a few steps."""
     streets = replace(recipe.data.streets, height=64, width=128, train=8, val=4)
     warmup = 4 * recipe.search.warmup // recipe.search.steps
+    sampled = replace(recipe.search.sampled, trials=3, crops=4, backbone_steps=2, rerank=min(2, recipe.search.sampled.rerank), rerank_steps=2)
+    staged = replace(recipe.search.staged, epochs=1, steps=2, batch=2, crop=(64, 64), images=2)
     return replace(
         recipe,
         data=replace(recipe.data, streets=streets),
         target=replace(recipe.target, height=64, width=128),
-        search=replace(recipe.search, steps=4, warmup=warmup, batch=2, crop=(64, 64), sampled=SampledSettings("local", 4, 4, 2, 2, 2)),
+        search=replace(recipe.search, steps=4, warmup=warmup, batch=2, crop=(64, 64), sampled=sampled, staged=staged),
         train=replace(recipe.train, steps=3, warmup=0, batch=2, crop=(64, 128)),
     )
 

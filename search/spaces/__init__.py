@@ -13,6 +13,7 @@ from segnas.search.spaces.darts import darts, darts_tiny
 from segnas.search.spaces.dcnas import dcnas, dcnas_small
 from segnas.search.spaces.dpc import dpc, dpc_small
 from segnas.search.spaces.fasterseg import fasterseg, fasterseg_small
+from segnas.search.spaces.fastnas import fast_nas, fast_nas_small
 from segnas.search.spaces.gas import gas, gas_fast, gas_fast_shared
 from segnas.search.spaces.sparsemask import sparsemask, sparsemask_small
 
@@ -35,6 +36,8 @@ SPACES: dict[str, Callable[[int], Space]] = {
     "sparsemask-small": sparsemask_small,
     "dpc": dpc,
     "dpc-small": dpc_small,
+    "fast-nas": fast_nas,
+    "fast-nas-small": fast_nas_small,
 }
 """Every search space by name: number of classes -> space."""
 

@@ -92,7 +92,7 @@ def toy(request: pytest.FixtureRequest) -> Space:
     return TOYS[request.param]()
 
 
-LARGE = ("dcnas", "auto-deeplab", "fasterseg", "sparsemask", "dpc")
+LARGE = ("dcnas", "auto-deeplab", "fasterseg", "sparsemask", "dpc", "fast-nas")
 """Their thousands of slots and modules take minutes in tests over every space; `-small` is each time the same graph with fewer of them."""
 
 

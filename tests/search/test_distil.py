@@ -49,6 +49,7 @@ def test_kl_is_the_sum_over_classes_and_the_mean_over_pixels_times_the_square_of
         assert float(kl(student, teacher, temperature=temperature)) == pytest.approx(temperature**2 * total / 24, rel=1e-9)
     assert float(kl(teacher, teacher)) == pytest.approx(0, abs=1e-12)
     assert float(mse(student, teacher)) == pytest.approx(float((student - teacher).pow(2).sum()) / 120)
+    assert float(mse(torch.ones(1, 5, 8, 8), torch.zeros(1, 5, 4, 4))) == 1.0
 
 
 def test_the_gradient_of_kl_does_not_shrink_with_the_temperature() -> None:

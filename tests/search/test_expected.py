@@ -96,7 +96,7 @@ def test_price_of_dead_ends_and_paths_is_near_full_enumeration(name, bound, toy_
         assert float(expected(p)) == pytest.approx(enumerated(space, p, expected.exact), rel=bound)
 
 
-@pytest.mark.parametrize("name", [name for name in SPACES if name not in ("dcnas", "auto-deeplab")])
+@pytest.mark.parametrize("name", [name for name in SPACES if name not in ("dcnas", "auto-deeplab", "fast-nas")])
 def test_price_of_registered_spaces_agrees_with_draws(name, made_up_table):
     space, rng = SPACES[name](7), Random(0)
     expected, p = ExpectedLatency(space, made_up_table(space)), probabilities(space)

@@ -114,14 +114,25 @@ def test_operations_cover_every_decoded_key_and_no_more(toy):
     assert set(toy.all_operations(TARGET)) == needed
 
 
+def blocks_at_one_size(space, rng):
+    """Draws of Fast-NAS whose blocks read one tap and each other alone: all at the coarsest size is rare."""
+    blocks = range(sum(name.startswith("block.") for name in space.decisions) // 2)
+    for tap in range(space.decisions.get("block.0.0", 0)):
+        same = {f"block.{b}.{side}": tap for b in blocks for side in range(2)}
+        for read in itertools.product(*((tap, *range(space.decisions["block.0.0"], space.decisions[f"block.{b}.0"])) for b in blocks)):
+            yield {**space.random(rng), **same, **{f"block.{b}.0": entry for b, entry in enumerate(read)}}
+
+
 @pytest.mark.parametrize("name", SPACES)
 def test_operations_of_registered_spaces_cover_every_decoded_key_and_no_more(name):
     space, rng = SPACES[name](7), Random(0)
+    drawn = [g for _ in range(3) for g in blocks_at_one_size(space, rng)]
     needed, listed = set(), set(space.all_operations(TARGET))
-    for drawn in range(4000):  # widths make many keys that are rarely drawn
-        if drawn >= 150 and needed == listed:
+    for count in range(4000):  # widths make many keys that are rarely drawn
+        if count >= 150 and needed == listed:
             break
-        needed |= {o for o in priced_operations(space.decode(space.random(rng)).architecture, TARGET) if not o.is_free}
+        genotype = drawn[count] if count < len(drawn) else space.random(rng)
+        needed |= {o for o in priced_operations(space.decode(genotype).architecture, TARGET) if not o.is_free}
     assert listed == needed
     logits = Target("made-up", "onnxruntime", "1.0", "fp32", 96, 128, output_contract="logits")
     assert {o.op for o in needed - set(space.all_operations(logits))} == {"argmax"}
@@ -197,6 +208,15 @@ def test_select_with_two_live_inputs_is_refused_when_decoded():
     assert space.decode({"a": 1, "b": 0}).architecture.nodes[-1].op == "conv"
 
 
+def test_a_sum_that_needs_both_is_absent_where_one_is_and_a_select_takes_what_lives():
+    edge, other = Slot(Choice("e", (NONE, CONV)), (0,), 3), Slot(Choice("f", (NONE, CONV)), (0,), 3)
+    without = Slot("select", (Link(0, "e", 0), Link(0, "f", 0)), 3)  # the image where one of the two is absent
+    space = Space("both", (IMAGE, edge, other, Slot(kind("add"), (1, 2), 3), without, Slot(SKIP, (4,), 3), Slot("select", (3, 5), 3)))
+    ops = {(e, f): [node.op for node in space.decode({"e": e, "f": f}).architecture.nodes] for e, f in ((1, 1), (1, 0), (0, 1))}
+    assert ops == {(1, 1): ["image", "conv", "conv", "add"], (1, 0): ["image", "skip"], (0, 1): ["image", "skip"]}
+    assert {o.op for o in space.all_operations(TARGET)} == {"conv", "add", "argmax"}
+
+
 def test_open_widths_decode_and_have_operations():
     widths = Widths("width", (8, 16))
     slots = (IMAGE, Slot(CONV, (0,), widths, 2), Slot(CONV, (1,), 4), Slot(kind("resize"), (2,), 4, up=2))
@@ -229,10 +249,9 @@ def test_refusals():
     refused("open widths cannot be concatenated", Slot(CONV, (0,), Widths("w", (1, 2))), Slot(kind("concat"), (0, 1), 5))
     refused("only earlier slots", Slot(CONV, (1,), 3))
     refused("none cannot stand here", Slot(NONE, (0,), 3))
-    refused('write "add"', Slot(kind("add"), (0, 0), 3))
+    refused("1 inputs were given; add takes 2", Slot(kind("add"), (0,), 3))
     refused("none must be option 0", Slot(Choice("e", (CONV, NONE)), (0,), 3))
     refused("two options are equal", Slot(Choice("e", (CONV, CONV)), (0,), 3))
-    refused("is no link with a decision", edge, Slot("select", (1,), 3))
     refused("may only enter an add", edge, Slot("select", (Link(1),), 3))
     refused("stride 4 was given; conv allows 1, 2", Slot(CONV, (0,), 3, 4))
     refused("only a resize of stride 1 enlarges", Slot(CONV, (0,), 3, up=2))

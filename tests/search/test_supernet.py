@@ -60,6 +60,8 @@ def test_what_is_not_active_is_as_if_its_weight_were_zero(any_space):
         pytest.skip("an undecided link reads whatever is computed, so it depends on what is active by design")
     if any_space.name.startswith("sparsemask"):
         pytest.skip("edges from a stage that reads nothing give their normalisations' shifts; test_sparsemask.py compares without them")
+    if any(slot.kinds == (kind("add"),) for slot in any_space.slots):
+        pytest.skip("a sum that needs both features sees zeros in place of one that is not active, and the other one all the same")
     with torch.no_grad():
         torch.testing.assert_close(supernet(image(), sample), supernet(image(), dense), rtol=1e-4, atol=1e-5)
 

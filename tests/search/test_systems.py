@@ -35,6 +35,7 @@ def test_known_sizes() -> None:
     assert counts["auto-deeplab"] == 28_657 * 762_683_172_300
     assert counts["auto-deeplab-small"] == 89 * 7**6 * 1 * 3 * 6
     assert counts["cas-tiny"] == 51_883_209
+    assert counts["fast-nas"] == 14_400 * 6400 * 10 * (10**6 + 6 * 10**5)
 
 
 def test_spaces_prints_the_same_numbers() -> None:
