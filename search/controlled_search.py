@@ -11,7 +11,7 @@ from segnas.network import Network
 from segnas.report import Curve
 from segnas.search.checkpoint import load_tensors, plain_settings, require_identity, save_tensors
 from segnas.search.controlled import ControlledProposer
-from segnas.search.frozen import backbone_architecture, frozen_backbone
+from segnas.search.frozen import backbone_architecture, frozen_backbone, network_of_backbone
 from segnas.search.pretrained import pretrained_weights
 from segnas.search.ranked import Candidate, Ranked, Sought, Surroundings, in_order
 from segnas.search.sampled import sample
@@ -91,27 +91,27 @@ def teacher_of(space: Space, learning: Dataset, settings: TrainSettings, steps: 
         raise UsageError(
             "search.staged.distil asks for a teacher, and search.sampled.backbone_steps is 0: give steps to train one, or search.staged.distil = 0"
         )
-    architecture, file = backbone_architecture(space), around.folder / "backbone.safetensors"
-    if around.pretrained is not None:
-        file = around.folder / "teacher.safetensors"
-        settings = replace(settings, steps=steps, warmup=min(settings.warmup, steps // 4))
-        start, origin = pretrained_weights(architecture, around.pretrained)
-        identity = {"architecture": architecture.digest, "seed": around.seed, "origin": origin, "settings": plain_settings(settings)}
-        if not file.is_file():
-            checkpoint = around.folder / "teacher.checkpoint.safetensors"
-            made = train(
-                architecture,
-                learning,
-                settings,
-                seed=around.seed,
-                checkpoint=checkpoint,
-                device=around.device,
-                start=start,
-                progress=around.progress,
-            )
-            save_tensors(file, made.weights, {"identity": identity})
-            checkpoint.unlink(missing_ok=True)
-        require_identity(file, load_tensors(file)[1], identity, "teacher")
+    if around.pretrained is None:
+        return network_of_backbone(space, around.folder)
+    architecture, file = backbone_architecture(space), around.folder / "teacher.safetensors"
+    settings = replace(settings, steps=steps, warmup=min(settings.warmup, steps // 4))
+    start, origin = pretrained_weights(architecture, around.pretrained)
+    identity = {"architecture": architecture.digest, "seed": around.seed, "origin": origin, "settings": plain_settings(settings)}
+    if not file.is_file():
+        checkpoint = around.folder / "teacher.checkpoint.safetensors"
+        made = train(
+            architecture,
+            learning,
+            settings,
+            seed=around.seed,
+            checkpoint=checkpoint,
+            device=around.device,
+            start=start,
+            progress=around.progress,
+        )
+        save_tensors(file, made.weights, {"identity": identity})
+        checkpoint.unlink(missing_ok=True)
+    require_identity(file, load_tensors(file)[1], identity, "teacher")
     network = Network(architecture)
     network.load_state_dict(load_tensors(file)[0])
     return network.eval()

@@ -162,11 +162,13 @@ def _decoded(space: Space, genotype: Genotype) -> Architecture | None:
 def cheapest(space: Space, price: Price) -> dict[str, int]:
     """The cheapest genotype that changing one group of decisions at a time leads to; the cheapest of all where the price is a sum over groups.
 
-    Where links have gates it is looked for from all on too: what stands behind a link that is off costs nothing, so that no one step leads there.
+    Where links have gates that no rule holds, it is looked for from all on too: what stands behind a link that is off costs nothing, so that no one
+    step leads there.
     """
     even = {name: [1.0] * size for name, size in space.decisions.items()}
-    starts = [even, even | {name: [1e-3, 1.0] for name in space.gates}]
-    return min((_descended(space, price, mode(space, start)) for start in starts[: 1 + bool(space.gates)]), key=price)
+    free = set(space.gates) - {name for rule in space.rules for name in rule.decisions}
+    starts = [even, even | {name: [1e-3, 1.0] for name in free}]
+    return min((_descended(space, price, mode(space, start)) for start in starts[: 1 + bool(free)]), key=price)
 
 
 def _descended(space: Space, price: Price, best: dict[str, int]) -> dict[str, int]:

@@ -144,12 +144,23 @@ def frozen_backbone(
     if not file.is_file():
         checkpoint = folder / BACKBONE_CHECKPOINT
         trained = train(architecture, learning, settings, seed=seed, checkpoint=checkpoint, device=device, progress=progress)
-        made = _backbone(space, architecture, trained.weights, origin)
-        save_tensors(file, made.weights, {"identity": identity, "backbone": origin})
+        labels = {f"nodes.{index}": node.label for index, node in enumerate(architecture.nodes)}
+        named = ((name.split(".", 2), tensor) for name, tensor in trained.weights.items())
+        content = {f"{labels[f'{nodes}.{index}']}/{rest}": tensor.detach().cpu().contiguous() for (nodes, index, rest), tensor in named}
+        save_tensors(file, content, {"identity": identity, "backbone": origin})
         checkpoint.unlink(missing_ok=True)
     weights, state = load_tensors(file)
     require_identity(file, state, identity, "backbone")
-    return Backbone(space, weights, origin)
+    return Backbone(space, {name: tensor for name, tensor in weights.items() if is_backbone(name)}, origin)
+
+
+def network_of_backbone(space: Space, folder: Path) -> Network:
+    """The network, head included, in which `frozen_backbone` trained the backbone in that folder, in evaluation mode."""
+    network = Network(backbone_architecture(space))
+    places = {node.label: index for index, node in enumerate(network.architecture.nodes)}
+    split = ((name.partition("/"), tensor) for name, tensor in load_tensors(folder / BACKBONE_NAME)[0].items())
+    network.load_state_dict({f"nodes.{places[label]}.{rest}": tensor for (label, _, rest), tensor in split})
+    return network.eval()
 
 
 def supernet_start(space: Space, pretrained: Path) -> dict[str, Tensor]:

@@ -40,15 +40,32 @@ class Incoming:
     @classmethod
     def of(cls, space: Space) -> "Incoming | None":
         """The walk through a space; None where a join is no such choice, an operation may be absent, a rule holds, or too many sets arise."""
-        return _walked(space) if suits(space) else None
+        try:
+            return _walked(space) if _looks_so(space) else None
+        except _Undecided:
+            return None
+
+
+class _Undecided(Exception):
+    """A select is reached whose decision is still open, and has no way for one of its options."""
 
 
 def suits(space: Space) -> bool:
-    """Whether every select chooses among its inputs by one decision of its own kind, with a way for each option, and nothing else is open."""
+    """Whether every select chooses among its inputs by one decision of its own kind, a way for each option that may be, and nothing else is open."""
+    if not _looks_so(space):
+        return False
+    try:
+        _walked(space)
+    except _Undecided:
+        return False
+    return True
+
+
+def _looks_so(space: Space) -> bool:
     selects = [slot for slot in space.slots if slot.join == "select"]
     plain = all(isinstance(entry, int) for slot in space.slots if slot.join != "select" for entry in slot.inputs)
     others = {place.decision for slot in space.slots for place in (slot.kind, slot.channels) if isinstance(place, Choice | Widths)}
-    chosen = [_choice(slot, space) for slot in selects]
+    chosen = [_choice(slot) for slot in selects]
     return (
         bool(selects)
         and plain
@@ -71,14 +88,12 @@ def networks(space: Space) -> int:
     return sum(counts.values())
 
 
-def _choice(slot: Slot, space: Space) -> str | None:
-    """The decision of a select, if there is one, with an input for each of its options."""
+def _choice(slot: Slot) -> str | None:
+    """The decision by which a select chooses among all its inputs, if there is one, each input under an option of its own."""
     links = [entry for entry in slot.inputs if isinstance(entry, Link)]
     names = {link.decision for link in links}
-    name = next(iter(names), None)
-    if len(names) != 1 or name is None or sorted(link.option for link in links) != list(range(space.decisions[name])):
-        return None
-    return name
+    one = len(names) == 1 and len(links) == len(slot.inputs) == len({link.option for link in links})
+    return next(iter(names)) if one else None
 
 
 def _walked(space: Space) -> Incoming | None:
@@ -89,7 +104,7 @@ def _walked(space: Space) -> Incoming | None:
     for index in reversed(range(len(space.slots))):
         wanted[index] = (len(stages), tuple(i for (slots, _), places in sets.items() if index in slots for i in places))
         slot = space.slots[index]
-        decision = _choice(slot, space) if slot.join == "select" else None
+        decision = _choice(slot) if slot.join == "select" else None
         found: dict[Key, list[int]] = {}
         moves: list[tuple[int, Key, int | None]] = []
         for key, places in sets.items():
@@ -118,7 +133,9 @@ def _steps(space: Space, index: int, key: Key, decision: str | None, last: dict[
     if decision is None:
         yield None, (rest | set(slot.sources), _kept(held, index, last))
         return
-    known = dict(held).get(decision)
+    known, options = dict(held).get(decision), [entry.option for entry in slot.inputs if isinstance(entry, Link)]
+    if known not in options if known is not None else len(options) < space.decisions[decision]:
+        raise _Undecided
     for entry in slot.inputs:
         assert isinstance(entry, Link)
         if known in (None, entry.option):
@@ -135,7 +152,7 @@ def _counted(space: Space, index: int, key: Key, last: dict[str, int]) -> Iterat
         for name, size in met.items():
             if name not in dict(held):
                 ways, held = ways * size, (*held, (name, 0))
-    decision = _choice(slot, space) if slot.join == "select" else None
+    decision = _choice(slot) if slot.join == "select" else None
     for _, after in _steps(space, index, (slots, held), decision, last):
         yield after, ways
 

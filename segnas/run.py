@@ -144,7 +144,7 @@ class Run:
 def run(work: Run, *, resume: bool = False) -> Report:
     """All the steps; UsageError where the folder holds another run, or one that `resume` was not asked for."""
     _claim(work, resume)
-    for step in (_streets, _profile, _budget, _search, _derive, _teach, _train, _export, _bench):
+    for step in (_streets, _profile, _budget, _search, _derive, _train, _export, _bench):
         _timed(work, step)
     return _report(work)
 
@@ -168,7 +168,7 @@ def run_several(work: Run, *, resume: bool = False) -> tuple[Report, ...]:
         for name in ("table.json", "search.json", TRACE_NAME):
             if not (folder / name).is_file():
                 write_text(folder / name, (work.folder / name).read_text(encoding="utf-8"))
-        for step in (_budget, _derive, _teach, _train, _export, _bench):
+        for step in (_budget, _derive, _train, _export, _bench):
             _timed(part, step)
         reports.append(_report(part))
     return tuple(reports)
@@ -349,6 +349,7 @@ def _train(work: Run) -> None:
     out = work.folder / "weights.safetensors"
     if out.is_file():
         return
+    _teach(work)
     architecture, recipe = read_noun(work.folder / "arch.json", Architecture), work.recipe
     trained_first = work.folder / BACKBONE_NAME
     start = work.pretrained or (trained_first if trained_first.is_file() else None)

@@ -188,7 +188,7 @@ def test_check_takes_the_classes_from_the_table_or_from_the_user(saved: Saved) -
     headless = replace(made(), entries=tuple(e for e in made().entries if e.operation.op != "classifier"))
     assert "--classes" in refused(UsageError, "check", saved("headless.json", headless))
     assert "no entry for 1 operations" in refused(IncompatibleError, "check", saved("headless.json", headless), "--classes", 11)
-    assert "known spaces: cas, " in refused(UsageError, "check", saved("other.json", replace(made(), space="mine")))
+    assert "known spaces: auto-deeplab, " in refused(UsageError, "check", saved("other.json", replace(made(), space="mine")))
 
 
 def test_check_refuses_an_edited_table(saved: Saved) -> None:

@@ -329,7 +329,7 @@ def test_candidates_come_from_runs_files_and_names(searched: list[Candidate], tm
     assert searched_candidate(tmp_path / "mine.json") == Candidate(SEARCHED, "mine", architecture)
     assert given_candidate(str(tmp_path / "mine.json"), 19) == Candidate(GIVEN, "mine", architecture)
     assert given_candidate("fast-scnn", 19) == Candidate(GIVEN, "fast-scnn", fast_scnn(19))
-    with pytest.raises(UsageError, match="known networks: fast-scnn"):
+    with pytest.raises(UsageError, match=r"known networks: .*fast-scnn"):
         given_candidate("fast_scnn", 19)
     with pytest.raises(InputError, match="does not exist"):
         searched_candidate(tmp_path / "none.json")

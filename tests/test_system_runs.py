@@ -38,8 +38,11 @@ QUICK = {
 }
 """The space of each system's quick recipe."""
 
-OLDER = ("CAS", "GAS", "DCNAS")
-"""Their runs are slow tests: what they are made of is run in other default tests, CAS as a whole (test_run.py)."""
+PACES = {"FasterSeg": ("multiplier_rate",)}
+"""Settings of full recipes that are a matter of how many steps there are."""
+
+QUICKEST = ("DARTS", "DPC")
+"""One of each family of methods; the runs of the others are slow tests: what they are made of is run in other default tests."""
 
 
 class Constant:
@@ -90,7 +93,7 @@ def test_every_system_has_a_page_and_two_recipes_of_its_own_space_and_method(sys
     assert (full.space, quick.space) == (system.spaces[0], QUICK[system.name])
     assert quick.space in system.spaces
     method = METHODS[system.method]
-    for recipe, free in ((full, ()), (quick, ("decision_rate",))):
+    for recipe, free in ((full, PACES.get(system.name, ())), (quick, ("decision_rate",))):
         settings = {key: getattr(recipe.search, key) for key in method.settings}
         assert recipe.search.method == system.method
         assert settings == {**method.settings, **{key: settings[key] for key in free if key in settings}}
@@ -100,7 +103,7 @@ def test_every_system_has_a_page_and_two_recipes_of_its_own_space_and_method(sys
     assert not full.data.streets.train
 
 
-@pytest.mark.parametrize("system", [pytest.param(s, id=s.recipe, marks=pytest.mark.slow if s.name in OLDER else ()) for s in SYSTEMS])
+@pytest.mark.parametrize("system", [pytest.param(s, id=s.recipe, marks=() if s.name in QUICKEST else pytest.mark.slow) for s in SYSTEMS])
 def test_a_systems_recipe_ends_in_an_engine_and_a_report(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, folder = shrunk(read_recipe(f"{system.recipe}-quick")), tmp_path / "run"
     monkeypatch.setattr(segnas.run, "bench_engine", lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress))

@@ -20,7 +20,7 @@ engines = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(engines)
 
 TARGET = cpu_target(64, 128)
-LARGE = ("cas", "cas-fast", "gas", "gas-fast", "dcnas", "darts", "auto-deeplab")
+LARGE = ("cas", "cas-fast", "gas", "gas-fast", "dcnas", "darts", "auto-deeplab", "fasterseg", "sparsemask", "dpc", "fast-nas")
 """The larger presets of families that a smaller one stands for by default: to export them for the first time takes half a minute each."""
 
 

@@ -372,7 +372,7 @@ def fasterseg_settings(**changes: object) -> SearchSettings:
 
 def searching(made_up_table, **changes: object) -> loop._Run:
     space = branches("toy-streets", 19, layers=3, widening=Widening(4, (6, 12), ends=9, details=6))
-    return loop._Run(space, prices(space, made_up_table(space), 50.0), fasterseg_settings(**changes), 0, "cpu")
+    return loop._Run(space, prices(space, made_up_table(space), 50.0), fasterseg_settings(**changes), 0, "cpu", {})
 
 
 def batch() -> Batch:

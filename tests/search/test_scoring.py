@@ -11,7 +11,6 @@ from torch import nn
 
 from segnas.data import Dataset, network_input, open_dataset
 from segnas.errors import IncompatibleError, InputError
-from segnas.kinds import kind
 from segnas.latency import LatencyTable
 from segnas.network import initialised
 from segnas.search import scoring
@@ -28,7 +27,6 @@ from segnas.search.scoring import (
     spread_indices,
     supernet_score,
 )
-from segnas.search.slots import Slot, Widths
 from segnas.search.space import Space
 from segnas.search.spaces import SPACES
 from segnas.search.supernet import Supernet, untrained_supernet
@@ -213,13 +211,6 @@ def test_a_space_that_cannot_inherit_is_refused_by_name(space: Space, checkpoint
     scorer = Scorer(streets["val"], (0,), SIZE)
     with pytest.raises(InputError, match="no network of 'cas-tiny' can be scored with the weights of its supernet: slot 3 computes a quarter"):
         supernet_score(load_supernet(space, checkpoint), space.random(Random(0)), scorer, None)
-
-
-def test_a_space_of_open_widths_has_no_supernet(tmp_path: Path) -> None:
-    slots = (Slot(kind("image"), (), 3), Slot(kind("conv"), (0,), Widths("width", (8, 16)), label="wide"), Slot(kind("conv"), (1,), 4))
-    save_tensors(tmp_path / "c.safetensors", prefixed("supernet", {"a": torch.zeros(1)}), {"identity": {"space": "widths"}})
-    with pytest.raises(InputError, match="the width decision 'width' is open"):
-        load_supernet(Space("widths", slots), tmp_path / "c.safetensors")
 
 
 def test_an_untrained_supernet_follows_from_its_seed(space: Space) -> None:

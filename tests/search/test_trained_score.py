@@ -168,7 +168,7 @@ def test_what_a_failed_training_raises(made, space: Space, raised: Exception, ex
 
 
 def test_memory_that_torch_cannot_get_is_recognised() -> None:
-    with pytest.raises(MemoryError, match="can't allocate memory"), scoring._memory_errors():
+    with pytest.raises(MemoryError, match="can't allocate memory"), scoring.memory_errors():
         torch.empty(2**50)
 
 
