@@ -30,6 +30,7 @@ from segnas.search.checkpoint import (
 )
 from segnas.search.families import decoupled
 from segnas.search.objective import cross_entropy
+from segnas.search.optimisers import decision_optimiser, freeze_normalisation, set_rate, weight_optimiser
 from segnas.search.prices import Priced, prices
 from segnas.search.regularise import Regulariser, Sparsity
 from segnas.search.relaxation import Relaxation
@@ -47,8 +48,6 @@ __all__ = ["SearchSettings", "Searched", "search"]
 Progress = Callable[[int, int, str], None]
 Probabilities = dict[str, tuple[float, ...]]
 CACHE_BYTES = 2 << 30
-BEGUN = 0.1
-"""Of the rate, for weights that a search starts with (SparseMask's code: .005 and .05)."""
 LAST_PHASE = "multi_scale."
 """Decisions of this prefix are searched in CAS's second phase."""
 
@@ -130,19 +129,15 @@ class _Run:
         self.space, self.settings, self.device, self.limits = space, settings, torch.device(device), limits
         self.supernet = untrained_supernet(space, seed, parts=settings.parts)
         self.supernet.load_state_dict({**self.supernet.state_dict(), **start})
-        _freeze_normalisation(self.supernet)
+        freeze_normalisation(self.supernet)
         self.supernet = self.supernet.to(self.device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self.relaxation = Relaxation(space, settings, seed)
         self.beside = Beside(space, settings, seed + 5)
         self.decisions = {**dict(self.relaxation.named_parameters()), **self.beside.parameters()}
         weights = {p: name for name, p in self.supernet.named_parameters() if p.requires_grad}
         self.names: dict[Tensor, str] = {**weights, **{p: name for name, p in self.decisions.items()}}
-        groups = [
-            {"params": [p for p, name in weights.items() if (name in start) == begun], "share": BEGUN if begun else 1.0} for begun in (False, True)
-        ]
-        groups = [group for group in groups if group["params"]]
-        self.weight_optimiser = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
-        self.decision_optimiser = _decision_optimiser(list(self.decisions.values()), settings)
+        self.weight_optimiser = weight_optimiser(weights, start, settings)
+        self.decision_optimiser = decision_optimiser(list(self.decisions.values()), settings)
         self.terms: list[Term] = [
             term(settings.term, limit.limit, weight=settings.term_weight, rho=settings.rho, rate=settings.multiplier_rate) for limit in limits
         ]
@@ -157,9 +152,7 @@ class _Run:
         """One step of the decisions and one of the weights; a line that says how it goes."""
         self.latest, self.supernet.turn = {}, self.step
         self._begin_last_phase()
-        span = self.settings.learning_rate - self.settings.final_rate
-        for group in self.weight_optimiser.param_groups:
-            group["lr"] = group["share"] * (self.settings.final_rate + span * (1 + math.cos(math.pi * self.step / self.settings.steps)) / 2)
+        set_rate(self.weight_optimiser, self.settings, self.step)
         if self.settings.levels == "single":
             loss = self._learn(weights_batch, decides=self.step >= self.settings.warmup)
         else:
@@ -407,22 +400,6 @@ def _origin(table: LatencyTable) -> dict[str, Any]:
     """What a search depends on of a table."""
     corrections = [list(correction) for correction in table.calibration.corrections]
     return {"prices": table.prices_digest, "scale": table.calibration.scale, "corrections": corrections}
-
-
-def _decision_optimiser(decisions: Sequence[nn.Parameter], settings: SearchSettings) -> torch.optim.Optimizer:
-    """Adam with DARTS's moments, or SGD with the weights' momentum (SparseMask)."""
-    rate, decay = settings.decision_rate, settings.decision_decay
-    if settings.decision_optimiser == "sgd":
-        return torch.optim.SGD(decisions, lr=rate, momentum=settings.momentum, weight_decay=decay)
-    return torch.optim.Adam(decisions, lr=rate, betas=(0.5, 0.999), weight_decay=decay)
-
-
-def _freeze_normalisation(supernet: nn.Module) -> None:
-    """Fix scale and shift of every normalisation, so that no option can buy weight by scaling itself (DARTS: affine=False in search)."""
-    for layer in supernet.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.weight.requires_grad_(False)
-            layer.bias.requires_grad_(False)
 
 
 def _norm(gradients: Sequence[Tensor | None]) -> float:

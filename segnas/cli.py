@@ -79,7 +79,8 @@ def run(
 
     from segnas.page import text_summary
     from segnas.recipe import read_recipe
-    from segnas.run import Run, SilentScreen, run_several
+    from segnas.run import run_several
+    from segnas.run_context import Run, SilentScreen
     from segnas.screen import RichScreen
     from segnas.search.settings import by_method
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="What the engine reads: normalised float32 (N, 3, H, W), or an image, uint8 (N, H, W, 3).",
 )
 @click.option("--output", type=click.Choice(OUTPUT_CONTRACTS), default="labels", show_default=True, help="What the engine gives.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images that the engine reads at once.")
 @click.option("--output-size", metavar="HxW", help="Size of what it gives (default: the input's).")
 @click.option(
     "--dynamic", metavar="HxW:HxW", help="Let the input's size vary from the least to the largest of these; --size is what it is tuned for."
@@ -75,6 +76,7 @@ def export(
     min_agreement: float,
     reads: str,
     output: str,
+    batch: int,
     output_size: str | None,
     dynamic: str | None,
     runtime: str,
@@ -109,7 +111,8 @@ def export(
         min_agreement=min_agreement,
         parity_images=parity_images or 0,
     )
-    target = replace(processor_target(runtime, height, width, threads, output_contract=output), precision=precision, input_contract=reads)
+    served = processor_target(runtime, height, width, threads, output_contract=output, batch=batch)
+    target = replace(served, precision=precision, input_contract=reads)
     network, _ = load_network(read_noun(arch, Architecture), weights)
     engine = export_engine(network, target, out, dataset=open_dataset(name, data_root, split), settings=settings)
     emit(plain(engine), as_json, _lines(out, engine))

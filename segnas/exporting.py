@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper
@@ -218,7 +219,7 @@ def _calibration(dataset: Dataset, count: int, target: Target) -> tuple[Calibrat
     listed = hashlib.sha256("".join(f"{sample.name} {sha256_of(sample.image)}\n" for sample in samples).encode())
     calibrated = Calibrated(dataset.name, dataset.split, tuple(sample.name for sample in samples), listed.hexdigest())
     images = (engine_input(read_image(sample.image), target.input_contract, target.height, target.width) for sample in samples)
-    return calibrated, images
+    return calibrated, (np.repeat(image, target.batch, axis=0) for image in images)
 
 
 def _port(value: ValueInfoProto) -> Port:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, cast
 
 import numpy as np
@@ -95,8 +96,9 @@ def onnx_parity(content: bytes, reference: bytes, target: Target, trial: Trial, 
 
 
 def _opened(content: bytes, target: Target, stack: ExitStack) -> Run:
-    """Runs the engine, opened for the size of each image that comes."""
+    """Runs the engine, opened for the size of each image that comes; of a batch each image has another place, with its mirror image in the others."""
     sessions: dict[tuple[int, int], Run] = {}
+    places = cycle(range(target.batch))
     sha256, first = hashlib.sha256(content).hexdigest(), 1 if target.input_contract == "image" else 2
 
     def run(image: NDArray[Any]) -> NDArray[Any]:
@@ -104,7 +106,10 @@ def _opened(content: bytes, target: Target, stack: ExitStack) -> Run:
         if size not in sessions:
             made = open_session(content, replace(target, height=size[0], width=size[1]), sha256=sha256)
             sessions[size] = stack.enter_context(closing(made)).run
-        return sessions[size](image)
+        place = next(places)
+        batch = np.repeat(np.flip(image, first + 1), target.batch, axis=0)
+        batch[place] = image[0]
+        return sessions[size](batch)[place : place + 1]
 
     return run
 

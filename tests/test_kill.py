@@ -19,10 +19,11 @@ SCRIPT = """
     from pathlib import Path
     import torch
     import segnas.run
+    import segnas.run_steps
     from segnas.latency import Calibration, Entry, LatencyTable
     from segnas.latency_tables.store import save_table
     from segnas.recipe import recipe_from_toml
-    from segnas.run import Run, SilentScreen
+    from segnas.run_context import Run, SilentScreen
     from segnas.runtime.onnxruntime_session import cpu_target
     from segnas.search.spaces import space as named_space
     from segnas.measuring import Services
@@ -53,7 +54,7 @@ SCRIPT = """
         entries = tuple(Entry(o, "block", ms, 0.0, 1, "made up", "") for o, ms in prices)
         save_table(table, LatencyTable(space.name, target, entries, 0.3, Calibration(0.9)))
     services = Services(None, measure, lambda path, architecture, table: Measured(table.estimate(architecture).total_ms, 0.004))
-    segnas.run.bench_engine = lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress)
+    segnas.run_steps.bench_engine = lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress)
     (folder.parent / "started").touch()
     segnas.run.run(Run(recipe, folder, SilentScreen(), services=services, table_file=table), resume=(folder / "recipe.json").is_file())
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import segnas.run
+import segnas.run_steps
 from segnas.arch import Architecture
 from segnas.benching import bench_engine
 from segnas.errors import IncompatibleError, UsageError
@@ -18,7 +19,7 @@ from segnas.measuring import Services
 from segnas.network import weights_digest
 from segnas.recipe import Recipe, recipe_from_toml
 from segnas.report import Report
-from segnas.run import Run, SilentScreen
+from segnas.run_context import Run, SilentScreen
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.budget import bounds
 from segnas.search.checkpoint import load_tensors
@@ -102,7 +103,7 @@ def table_file(tmp_path_factory, recipe: Recipe) -> Path:
 def short_timing():
     """Less than five seconds of timing: its numbers are not looked at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segnas.run, "bench_engine", lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress))
+        patch.setattr(segnas.run_steps, "bench_engine", lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress))
         yield
 
 
@@ -282,7 +283,7 @@ def test_a_run_that_was_killed_before_its_first_file_starts_anew(recipe: Recipe,
     def stop(*_: object, **__: object):
         raise Reached
 
-    monkeypatch.setattr(segnas.run, "write_streets", stop)
+    monkeypatch.setattr(segnas.run_steps, "write_streets", stop)
     with pytest.raises(Reached):
         segnas.run.run(made(recipe, tmp_path / "run", table_file), resume=True)
     assert (tmp_path / "run" / "recipe.json").is_file()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import segnas.run
+import segnas.run_steps
 from segnas import measuring
 from segnas.arch import Architecture
 from segnas.benching import bench_engine
@@ -16,7 +17,7 @@ from segnas.latency_tables.check import check_coverage
 from segnas.latency_tables.store import save_table
 from segnas.measuring import Services, make_table
 from segnas.recipe import Recipe, read_recipe
-from segnas.run import Run, SilentScreen
+from segnas.run_context import Run, SilentScreen
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.budget import read_budget
 from segnas.search.settings import METHODS
@@ -106,7 +107,7 @@ def test_every_system_has_a_page_and_two_recipes_of_its_own_space_and_method(sys
 @pytest.mark.parametrize("system", [pytest.param(s, id=s.recipe, marks=() if s.name in QUICKEST else pytest.mark.slow) for s in SYSTEMS])
 def test_a_systems_recipe_ends_in_an_engine_and_a_report(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, folder = shrunk(read_recipe(f"{system.recipe}-quick")), tmp_path / "run"
-    monkeypatch.setattr(segnas.run, "bench_engine", lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress))
+    monkeypatch.setattr(segnas.run_steps, "bench_engine", lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress))
     services = Services(never, told, lambda path, architecture, table: told(architecture, table))
     table = made_up(recipe, tmp_path / "table.json")
     report = segnas.run.run(Run(recipe, folder, SilentScreen(), services=services, table_file=table))

@@ -56,6 +56,15 @@ def test_each_precision_has_its_file_and_its_proof(precision, learned, streets, 
     assert (said["architecture"], said["weights_sha256"]) == (learned.architecture.digest, made.weights_sha256)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_engine_of_a_batch_is_proven_place_by_place(precision, learned, streets, settings, tmp_path):
+    made = export_engine(learned, cpu_target(*SIZE, precision=precision, batch=3), tmp_path, dataset=streets("train"), settings=settings)
+    assert made.parity.passed
+    assert [str(port) for port in (*made.inputs, *made.outputs)] == ["input float32 3x3x64x96", "labels uint8 3x64x96"]
+    if precision == "fp32":
+        assert made.parity.argmax_agreement >= 0.9999
+
+
 def test_the_calibration_images_are_written_down(learned, streets, settings, tmp_path):
     made = export_engine(learned, cpu_target(*SIZE, precision="int8"), tmp_path, dataset=streets("train"), settings=settings)
     val = streets("val")

@@ -24,7 +24,8 @@ from segnas.latency_tables.store import SCHEMA, load_table, save_table
 from segnas.measuring import Services, for_this_machine, require_entries, require_live
 from segnas.recipe import DataSettings, recipe_from_toml
 from segnas.report import Curve
-from segnas.run import Run, SilentScreen, run
+from segnas.run import run
+from segnas.run_context import Run, SilentScreen
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.runtime.processor import available_cores
 from segnas.search.spaces import space
