@@ -85,11 +85,15 @@ class Tail(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Taps (N, C, h, w) of images of that (H, W) -> logits (N, classes, H, W)."""
+        return self.walk(features, size)[len(self.inputs) - 1]
+
+    def walk(self, features: Mapping[str, Tensor], size: tuple[int, int]) -> dict[int, Tensor]:
+        """As `forward`, with every feature on the way, by its node's index."""
         alive = {index: features[label] for index, label in self.taps.items() if label in features}
         for name, node in self.nodes.items():
             index = int(name)
             alive[index] = node([alive[source] for source in self.inputs[index]], size_at(self.levels[index], *size))
-        return alive[len(self.inputs) - 1]
+        return alive
 
 
 def is_backbone(label: str) -> bool:

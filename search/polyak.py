@@ -58,4 +58,4 @@ def re_estimated(module: nn.Module, run: Callable[[T], object], batches: Iterabl
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     if not count:
-        raise InputError("no batch was given to estimate normalisation statistics on; at least 1 is needed")
+        raise InputError("no batch was given to estimate normalisation statistics on; at least 1 is needed, 100 are usual")

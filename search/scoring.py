@@ -20,6 +20,7 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.metrics import ConfusionMatrix
 from segnas.network import Network
 from segnas.search.checkpoint import load_tensors, unprefixed
+from segnas.search.polyak import re_estimated
 from segnas.search.space import Genotype, Space
 from segnas.search.supernet import Supernet, inherit
 
@@ -69,26 +70,13 @@ def re_estimate(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
     The network is left in evaluation mode. InputError for no batch, and for one of a single image: a pooled feature then has no variance.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # torch then averages cumulatively
-    count = 0
-    network.train()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                if len(batch) < 2:
-                    raise InputError(f"a batch of {len(batch)} image was given to estimate statistics on; at least 2 are needed")
-                network(batch)
-                count += 1
-    finally:
-        network.eval()
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-    if not count:
-        raise InputError("no batch was given to estimate normalisation statistics on; at least 1 is needed, 100 are usual")
+
+    def run(batch: Tensor) -> None:
+        if len(batch) < 2:
+            raise InputError(f"a batch of {len(batch)} image was given to estimate statistics on; at least 2 are needed")
+        network(batch)
+
+    re_estimated(network, run, batches)
 
 
 def score(network: nn.Module, dataset: Dataset, indices: Sequence[int], size: Size, *, device: str = "cpu") -> float:

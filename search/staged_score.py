@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segnas.arch import size_at
 from segnas.augment import Augmentation, ImageCache, batch_count, batches
 from segnas.data import Dataset, halves, network_input, read_image
 from segnas.errors import VerificationError
@@ -251,10 +250,7 @@ class Candidate:
 
     def _decoded(self, features: Features, size: Size) -> tuple[Tensor, dict[int, Tensor]]:
         """Logits of cached features, and the blocks' sums by node."""
-        alive = {index: features[label] for index, label in self.tail.taps.items() if label in features}
-        for name, node in self.tail.nodes.items():
-            index = int(name)
-            alive[index] = node([alive[source] for source in self.tail.inputs[index]], size_at(self.tail.levels[index], *size))
+        alive = self.tail.walk(features, size)
         return alive[len(self.tail.inputs) - 1], {tap: alive[tap] for tap in self.auxiliary.taps}
 
     def _loss(self, logits: Tensor, blocks: Mapping[int, Tensor], labels: Tensor) -> Tensor:
