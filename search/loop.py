@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from segnas.augment import Batch, ImageCache
+from segnas.augment import Augmentation, Batch, ImageCache
 from segnas.data import Dataset, halves
 from segnas.errors import UsageError, VerificationError
 from segnas.latency import LatencyTable
@@ -103,8 +104,9 @@ def search(
     cache, saved = ImageCache(CACHE_BYTES), time.monotonic()
     single = settings.levels == "single"
     first, second = (tuple(range(len(dataset))), ()) if single else halves(len(dataset), seed)
-    weights_stream = stream(dataset, first, settings, seed, run.step, workers, cache)
-    decision_stream = stream(dataset, second, settings, seed + 1, max(0, run.step - settings.warmup), workers, cache)
+    endless = partial(stream, dataset, augmentation=Augmentation(settings.crop, settings.scale), batch=settings.batch, workers=workers, cache=cache)
+    weights_stream = endless(indices=first, seed=seed, done=run.step)
+    decision_stream = endless(indices=second, seed=seed + 1, done=max(0, run.step - settings.warmup))
     header = TraceHeader(space.name, space.classes, space.decisions, settings.steps, budget_ms, identity)
     kept = None if trace is None else Trace.resume(trace, header, step=run.step) if begun else Trace.start(trace, header)
     with closing(weights_stream), closing(decision_stream), kept or nullcontext():

@@ -6,7 +6,7 @@ stopped early says so.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segnas.augment import Augmentation, ImageCache, batch_count, batches
+from segnas.augment import Augmentation, ImageCache, batch_count
 from segnas.data import Dataset, halves, network_input, read_image
 from segnas.errors import VerificationError
 from segnas.metrics import ConfusionMatrix
@@ -33,6 +33,7 @@ from segnas.search.rewards import Ids, Qualities, confusion, qualities
 from segnas.search.sampled import Noted, Scoring
 from segnas.search.settings import SearchSettings
 from segnas.search.space import Genotype, Space
+from segnas.search.streams import stream
 from segnas.search.trained_score import memory_errors
 from segnas.search.trials import SampledTrial
 
@@ -138,8 +139,12 @@ class TwoStageScore:
         """Stage 0's crops of the half that is learned from, their augmentation frozen; computed once."""
         found: list[tuple[Features, Tensor, Tensor | None]] = []
         network, left = self.backbone.network().to(self.device), self.settings.sampled.crops
-        for images, labels in _crop_batches(self.learning, self.settings.crop, self.settings.scale, min(self.settings.batch, left), self.seed):
-            images, labels = images[:left], labels[:left]
+        augmentation = Augmentation(self.settings.crop, self.settings.scale)
+        endless = stream(
+            self.learning, range(len(self.learning)), augmentation, min(self.settings.batch, left), seed=self.seed, cache=ImageCache(CACHE_BYTES)
+        )
+        for batch in endless:
+            images, labels = batch.images[:left], batch.labels[:left]
             features = self.backbone.features(network, images.to(self.device))
             found.append((features, labels.to(torch.uint8), None if self.teacher is None else self._taught(images, features)))
             left -= len(labels)
@@ -238,11 +243,12 @@ class Candidate:
         ]
         average = PolyakAverage(dict(self.network.named_parameters()), settings.final_polyak)
         self.network.train()
-        stream = _crop_batches(work.learning, settings.crop, settings.scale, settings.batch, work.seed + 1)
-        with closing(stream):
-            for _, (images, labels) in zip(range(settings.steps), stream, strict=False):
-                logits, features = self.network.features(images.to(work.device), self.auxiliary.taps)
-                self._advance(self._loss(logits, features, labels.to(work.device)), pairs)
+        augmentation, learning = Augmentation(settings.crop, settings.scale), work.learning
+        endless = stream(learning, range(len(learning)), augmentation, settings.batch, seed=work.seed + 1, cache=ImageCache(CACHE_BYTES))
+        with closing(endless):
+            for _, batch in zip(range(settings.steps), endless, strict=False):
+                logits, features = self.network.features(batch.images.to(work.device), self.auxiliary.taps)
+                self._advance(self._loss(logits, features, batch.labels.to(work.device)), pairs)
                 average.update()
         average.swap_in()
         re_estimated(self.network, self.network, self._whole_images())
@@ -292,16 +298,3 @@ class Candidate:
         self.network.eval()
         found: ConfusionMatrix = confusion(predict, self.work.truths, self.work.dataset.labels)
         return qualities(found)
-
-
-def _crop_batches(dataset: Dataset, crop: Size, scale: tuple[float, float], batch: int, seed: int) -> Generator[tuple[Tensor, Tensor]]:
-    """Images (N, 3, *crop) and train ids (N, *crop) of augmented crops, epoch after epoch."""
-    cache, epoch = ImageCache(CACHE_BYTES), 0
-    while True:
-        stream = batches(
-            dataset, range(len(dataset)), seed=seed, epoch=epoch, batch_size=batch, augmentation=Augmentation(crop, scale), workers=0, cache=cache
-        )
-        with closing(stream):
-            for found in stream:
-                yield found.images, found.labels
-        epoch += 1

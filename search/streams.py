@@ -1,26 +1,24 @@
 """What goes into a search and what comes out: batches without end, and curves thinned to what a page can show."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from segnas.augment import Augmentation, Batch, ImageCache, batch_count, batches
 from segnas.data import Dataset
 from segnas.report import Curve
-from segnas.search.settings import SearchSettings
 
 
 def stream(
-    dataset: Dataset, indices: tuple[int, ...], settings: SearchSettings, seed: int, done: int, workers: int, cache: ImageCache
+    dataset: Dataset, indices: Sequence[int], augmentation: Augmentation, batch: int, *, seed: int, done: int = 0, workers: int = 0, cache: ImageCache
 ) -> Generator[Batch, None, None]:
-    """Batches without end over these samples, from batch number `done` on."""
-    augmentation = Augmentation(settings.crop, settings.scale)
-    per_epoch = batch_count(len(indices), settings.batch)
+    """Batches of so many images without end over these samples, from batch number `done` on."""
+    per_epoch = batch_count(len(indices), batch)
     while True:
         epoch, offset = divmod(done, per_epoch)
-        for batch in batches(
-            dataset, indices, seed=seed, epoch=epoch, batch_size=settings.batch, augmentation=augmentation, start=offset, workers=workers, cache=cache
+        for found in batches(
+            dataset, indices, seed=seed, epoch=epoch, batch_size=batch, augmentation=augmentation, start=offset, workers=workers, cache=cache
         ):
-            yield batch
+            yield found
             done += 1
 
 
