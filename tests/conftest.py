@@ -113,6 +113,11 @@ def _variants() -> tuple[Variant, ...]:
 VARIANTS = _variants()
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes go by their count in a test's name: an archive written at collection holds the time, and two workers must collect the same names."""
+    return f"{argname}-{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 def pytest_configure() -> None:
     """One thread for torch: the networks are tiny, and two test processes with two threads each on two cores took nine times as long."""
     torch.set_num_threads(1)
