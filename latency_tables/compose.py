@@ -10,11 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from segnas.arch import Architecture
-from segnas.errors import InputError
-from segnas.latency import ENTRIES_FROM, LatencyTable, Prepare
+from segnas.errors import IncompatibleError, InputError
+from segnas.latency import ENTRIES_FROM, LatencyTable, Prepare, profile_command
 from segnas.latency_tables.measure import ROUNDS, TOGETHER, Measured, measure_all
 
 SENTINEL_KEY = "sentinel_ms"
+PROTOCOL_KEY = "protocol"
+PROTOCOL = "segnas.slope/2"
+"""How entries are measured, and beside which sentinel; the second differs from the first by its sentinel."""
+
 ONE_PROCESS_SD = 0.015
 """Of all networks that one process measures, beside the mean of many processes: 0.5 to 4 % was seen (docs/measuring.md); our choice."""
 
@@ -33,7 +37,16 @@ class Residual(NamedTuple):
 
 
 def reference_ms(table: LatencyTable) -> float | None:
-    """The sentinel's time to which the table's figures refer; None in a table that was not made by `profile`."""
+    """The sentinel's time to which the table's figures refer; None in a table that was not made by `profile`.
+
+    IncompatibleError for a table of another protocol, whose sentinel was another.
+    """
+    protocol = table.provenance_of(PROTOCOL_KEY)
+    if protocol not in (None, PROTOCOL):
+        raise IncompatibleError(
+            f"the latency table of {table.space!r} was made by protocol {protocol!r}, not {PROTOCOL!r}; run "
+            f"`{profile_command(table.space, table.target)}`"
+        )
     value = table.provenance_of(SENTINEL_KEY)
     if value is None:
         return None

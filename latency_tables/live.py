@@ -20,7 +20,7 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.latency import Entry, LatencyTable, Prepare, profile_command
 from segnas.latency_tables.compose import reference_ms
 from segnas.latency_tables.merge import scaled
-from segnas.latency_tables.profile import LEAST_ROUNDS, PROTOCOL, Progress, profile
+from segnas.latency_tables.profile import LEAST_ROUNDS, Progress, profile
 from segnas.latency_tables.slope import IQM_LOSS, QUARTILES
 from segnas.timing import percentile
 
@@ -112,9 +112,6 @@ def check_live(
     before = reference_ms(table)
     if before is None:
         raise InputError(f"the latency table of {table.space!r} holds no sentinel time, so it cannot be checked; run {_command(table)}")
-    protocol = table.provenance_of("protocol")
-    if protocol != PROTOCOL:
-        raise IncompatibleError(f"the latency table of {table.space!r} was made by protocol {protocol!r}, not {PROTOCOL!r}; run {_command(table)}")
     chosen = live_entries(table, entries, seed)
     for entry in chosen:
         if graph_sha256(entry.operation) != entry.graph_sha256:

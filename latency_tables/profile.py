@@ -14,7 +14,7 @@ from pathlib import Path
 from segnas.arch import Operation
 from segnas.errors import IncompatibleError
 from segnas.latency import Entry, LatencyTable, Prepare, Timed
-from segnas.latency_tables.compose import SENTINEL_KEY
+from segnas.latency_tables.compose import PROTOCOL, PROTOCOL_KEY, SENTINEL_KEY
 from segnas.latency_tables.journal import ProfileJournal, Record, header_of
 from segnas.latency_tables.measure import runs_in
 from segnas.latency_tables.probes import Design, designs, entry_kind
@@ -23,10 +23,9 @@ from segnas.latency_tables.slope import Price, Slope, prices, slope_of
 from segnas.target import Target
 from segnas.timing import percentile
 
-PROTOCOL = "segnas.slope/1"
 GROUP = 8
 VISIT_MS = 8.0  # what one turn of a probe aims at
-LEAST_ROUNDS = 5
+LEAST_ROUNDS = 6
 TIGHT = 0.015  # relative half-width of the slope's confidence interval at which an operation is done
 ENTRY_MS = 600.0  # measuring time after which an operation is done, however wide the interval
 REPEATED_MS = 600.0  # an operation's share, on average, of the time for measuring again
@@ -99,7 +98,7 @@ def profile(
 
 
 def time_of(visits: Sequence[Sequence[Visit]]) -> float:
-    """What these turns took of the clock in ms: every run, also those that are not kept, those that a sample is the mean of, and the sentinel's."""
+    """What these turns took of the clock in ms: every run of the networks, also those that are not kept and those that a sample is the mean of."""
     return math.fsum(visit.took_ms for turns in visits for visit in turns)
 
 
@@ -197,7 +196,7 @@ def _table(
     wanted = {operation for operation in operations if not operation.is_free}
     known, reference = _prices(plan, log) if plan else ({}, 0.0)
     entries = [_entry(design, known[design.operation], log.records(design.operation), target) for design in plan if design.operation in wanted]
-    origin = {**provenance, SENTINEL_KEY: f"{reference:.6f}", "protocol": PROTOCOL}
+    origin = {**provenance, SENTINEL_KEY: f"{reference:.6f}", PROTOCOL_KEY: PROTOCOL}
     return LatencyTable(space, target, tuple(sorted(entries, key=lambda entry: entry.operation)), provenance=tuple(sorted(origin.items())))
 
 

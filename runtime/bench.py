@@ -16,7 +16,6 @@ STEADY = 0.025
 """Largest coefficient of variation without a warning, and largest change from one part of the warm-up to the next: trtexec's 2.5 %."""
 
 _PART_S = 0.1
-_PARTS_BETWEEN = 3  # parts from one reading of the yardstick to the next
 _READING_MS = 8.0  # as in the latency tables
 
 
@@ -115,7 +114,7 @@ class _Taken:
 
 
 def _take(session: Session, part: int, yardstick: Yardstick | None, taken: _Taken) -> None:
-    """A part; beside a yardstick, some parts between two of its readings."""
+    """A part; beside a yardstick, between two of its readings."""
     if yardstick is None:
         started = time.perf_counter()
         taken.times += session.sample(part)
@@ -124,7 +123,7 @@ def _take(session: Session, part: int, yardstick: Yardstick | None, taken: _Take
     before = yardstick.readings[-1]
     session.sample(1)
     started = time.perf_counter()
-    found = [ms for _ in range(_PARTS_BETWEEN) for ms in session.sample(part)]
+    found = session.sample(part)
     taken.duration_s += time.perf_counter() - started
     unit = (before + yardstick.read()) / 2
     taken.times += found

@@ -23,11 +23,11 @@ from segnas.runtime.session import open_session
 from segnas.target import Target
 from segnas.timing import Measured, interquartile_mean
 
-LEAST, MOST, SURE = 3, 7, 0.005
+LEAST, MOST, SURE = 3, 12, 0.005
 """Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
 
-ROUNDS = 12
-"""Rounds in each process: half as many again as where several networks share one; our choice."""
+ROUNDS = 16
+"""Rounds in each process: twice as many as where several networks share one; our choice."""
 
 Engines = Mapping[str, bytes]
 """Exported networks by the digest of their architecture, the sentinel's among them."""

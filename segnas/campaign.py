@@ -13,7 +13,7 @@ from segnas.arch import Architecture
 from segnas.errors import IncompatibleError, InputError
 from segnas.files import read_noun
 from segnas.latency import LatencyTable, Prepare
-from segnas.latency_tables.compose import SENTINEL_KEY
+from segnas.latency_tables.compose import PROTOCOL, PROTOCOL_KEY, SENTINEL_KEY
 from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
 from segnas.latency_tables.store import load_table, save_table
 from segnas.measurements import MeasurementJournal
@@ -87,7 +87,7 @@ def campaign_table(target: Target, path: Path, prepare: Prepare) -> LatencyTable
     with closing(prepare(sentinel_architecture(), sentinel_target(target))) as sentinel:
         sentinel.sample(3)
         reference = percentile(sentinel.sample(21), 50)
-    table = LatencyTable("campaign", target, (), provenance=((SENTINEL_KEY, f"{reference:.6f}"),))
+    table = LatencyTable("campaign", target, (), provenance=((PROTOCOL_KEY, PROTOCOL), (SENTINEL_KEY, f"{reference:.6f}")))
     save_table(path, table)
     return table
 

@@ -51,7 +51,7 @@ class Sentinel:
 
         On a machine that has never been idle, what it took the first time serves until it is, and says so.
         """
-        path = cache_folder().parent / "sentinels" / f"{_digest(self._target)}.json"
+        path = cache_folder().parent / "sentinels" / f"{sentinel_architecture().digest}-{_digest(self._target)}.json"
         kept = _kept(path, self._target)
         if kept is not None and kept.idle:
             return kept.told

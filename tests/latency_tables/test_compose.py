@@ -1,6 +1,7 @@
 """Whole networks: measured in the sentinel's units, and the scale that they give a table."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
@@ -153,13 +154,39 @@ def test_several_threads_are_sampled_in_one_go(target):
     class Counting:
         def sample(self, runs: int) -> tuple[float, ...]:
             asked.append(runs)
-            return (1.0,) * runs
+            return (10.0,) * runs
 
         def close(self) -> None: ...
 
     for threads in (1, 2):
         Interleaver(Counting(), replace(target, threads=threads)).visit(Counting(), 3)
     assert asked == [1, 1, 1, 1, 1, 1, 1, 4, 3]
+
+
+def test_the_sentinel_is_read_after_a_long_turn_and_after_several_short_ones(target):
+    read: list[int] = []
+
+    class Lasting(NamedTuple):
+        ms: float
+
+        def sample(self, runs: int) -> tuple[float, ...]:
+            return (self.ms,) * runs
+
+        def close(self) -> None: ...
+
+    class Sentinel(Lasting):
+        def sample(self, runs: int) -> tuple[float, ...]:
+            read.append(runs)
+            return (self.ms,) * runs
+
+    interleaver = Interleaver(Sentinel(7.0), replace(target, threads=2))
+    interleaver.begin()
+    after: list[int] = []
+    for ms in (4.0, 4.0, 4.0, 4.0, 30.0, 4.0):  # two runs each, one of which is not kept
+        read.clear()
+        assert interleaver.visit(Lasting(ms), 1).took_ms == 2 * ms
+        after.append(len(read))
+    assert after == [0, 0, 0, 1, 1, 0]
 
 
 def test_the_sentinel_grows_with_the_threads(target):

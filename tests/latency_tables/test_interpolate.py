@@ -11,6 +11,7 @@ from segnas.arch import Architecture, Node, Operation, Shape
 from segnas.errors import IncompatibleError, InputError
 from segnas.kinds import kind
 from segnas.latency import Calibration, Entry, LatencyTable, priced_operations
+from segnas.latency_tables.compose import PROTOCOL
 from segnas.latency_tables.interpolate import LEAST_SD, counterpart, interpolate, level_of
 from segnas.latency_tables.store import content_sha256, load_table, save_table
 from segnas.target import Target
@@ -119,7 +120,7 @@ def test_levels_are_told_apart_to_the_last_and_other_sizes_are_kept():
 
 
 def test_entries_and_the_table_say_that_they_are_interpolated(tmp_path):
-    kept = (("created", "monday"), ("protocol", "slope"), ("torch", "2.13"))
+    kept = (("created", "monday"), ("protocol", PROTOCOL), ("torch", "2.13"))
     first = table(64, 128, provenance=kept, overhead_ms=0.1)
     second = table(128, 256, provenance=(("created", "tuesday"), *kept[1:]), overhead_ms=0.5)
     second = replace(second, entries=tuple(replace(e, spread=0.4, samples=10) for e in second.entries))
@@ -130,7 +131,7 @@ def test_entries_and_the_table_say_that_they_are_interpolated(tmp_path):
         assert entry.spread > 0.4
         assert entry.graph_sha256 == hashed(entry.operation)
     assert dict(found.provenance) == {
-        "protocol": "slope",
+        "protocol": PROTOCOL,
         "torch": "2.13",
         "source": "interpolated",
         "interpolated_from": f"{content_sha256(first)} at 64x128, {content_sha256(second)} at 128x256",

@@ -16,10 +16,10 @@ from segnas.arch import Architecture, canonical_json
 from segnas.errors import IncompatibleError, InputError, SegnasError
 from segnas.files import read_json, write_noun
 from segnas.latency import Calibration, Entry, LatencyTable, Timed
+from segnas.latency_tables.compose import PROTOCOL
 from segnas.latency_tables.interpolate import interpolate
 from segnas.latency_tables.journal import ProfileJournal, header_of
 from segnas.latency_tables.merge import merge
-from segnas.latency_tables.profile import PROTOCOL
 from segnas.latency_tables.store import SCHEMA, load_table, save_table
 from segnas.measuring import Services, for_this_machine, require_entries, require_live
 from segnas.recipe import DataSettings, recipe_from_toml
