@@ -26,6 +26,10 @@ from segnas.timing import Measured, interquartile_mean
 LEAST, MOST, SURE = 3, 12, 0.005
 """Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
 
+SHARED = 0.6
+"""What readings of one moment have in common, as a share of their own spread, since the machine's state then is one: readings of four networks spread
+by 2 to 3 % within a moment, and their means by 1.5 to 2 % over the moments of an hour (docs/measuring.md). No further reading helps."""
+
 ROUNDS = 16
 """Rounds in each process: twice as many as where several networks share one; our choice."""
 
@@ -34,7 +38,10 @@ Engines = Mapping[str, bytes]
 
 
 def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = MOST, sure: float = SURE) -> Measured:
-    """Mean of readings, taken until it is sure enough or `most` are there; from four on the mean of those between the quartiles."""
+    """Mean of readings, taken until it is sure enough for this moment or `most` are there; from four on the mean of those between the quartiles.
+
+    Its relative standard deviation is that beside means of other moments: it counts what the readings share.
+    """
     taken: list[Measured] = []
     while True:
         taken.append(read(len(taken)))
@@ -43,9 +50,10 @@ def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = 
         readings, raw = [each.median_ms for each in taken], [each.raw_ms for each in taken]
         mean = interquartile_mean if len(readings) >= 4 else fmean
         centre = mean(readings)
-        relative = stdev(readings) / centre / math.sqrt(len(readings)) if len(readings) > 1 else 0.0
-        if relative <= sure or len(readings) >= most:
-            return Measured(centre, relative, mean(raw))
+        spread = stdev(readings) / centre if len(readings) > 1 else 0.0
+        alone = spread / math.sqrt(len(readings))
+        if alone <= sure or len(readings) >= most:
+            return Measured(centre, math.hypot(alone, SHARED * spread), mean(raw))
 
 
 def measured_apart(

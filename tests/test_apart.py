@@ -5,7 +5,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from segnas.apart import measured_apart, sure_of
+from segnas.apart import SHARED, measured_apart, sure_of
 from segnas.arch import Architecture, Node
 from segnas.errors import RequirementError
 from segnas.export.graph import onnx_from_network
@@ -24,11 +24,11 @@ def test_readings_that_agree_end_at_the_least_and_others_at_the_most() -> None:
     alike = sure_of(given(10.0, 10.01, 9.99))
     assert alike.median_ms == pytest.approx(10.0)
     assert alike.raw_ms == pytest.approx(20.0)
-    assert alike.relative_sd == pytest.approx(stdev([10.0, 10.01, 9.99]) / 10 / math.sqrt(3))
+    assert alike.relative_sd == pytest.approx(stdev([10.0, 10.01, 9.99]) / 10 * math.sqrt(1 / 3 + SHARED**2))
     apart = [9.0, 11.0, 10.0, 12.0, 8.0, 10.0, 10.0, 9.5, 10.5, 11.5, 8.5, 10.0]
     wild = sure_of(given(*apart))
     assert wild.median_ms == pytest.approx(fmean(sorted(apart)[3:-3]))  # between the quartiles of twelve
-    assert wild.relative_sd == pytest.approx(stdev(apart) / wild.median_ms / math.sqrt(12))
+    assert wild.relative_sd == pytest.approx(stdev(apart) / wild.median_ms * math.sqrt(1 / 12 + SHARED**2))
     assert sure_of(given(10.0), least=1, most=1).relative_sd == 0.0
 
 
