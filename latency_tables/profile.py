@@ -28,6 +28,7 @@ VISIT_MS = 8.0  # what one turn of a probe aims at
 LEAST_ROUNDS = 6
 TIGHT = 0.015  # relative half-width of the slope's confidence interval at which an operation is done
 ENTRY_MS = 600.0  # measuring time after which an operation is done, however wide the interval
+REPEATS = 2  # of what stayed unsure
 REPEATED_MS = 600.0  # an operation's share, on average, of the time for measuring again
 GPU_SHARE = 2.5
 """How much longer both are on a GPU, where a sample lasts 2 ms however short the network is: simulated with drift, throttling and outliers, the worst
@@ -73,7 +74,7 @@ def profile(
     journal: Path,
     provenance: Mapping[str, str],
     rounds: int = 10,
-    repeats: int = 2,
+    repeats: int = REPEATS,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> LatencyTable:

@@ -23,7 +23,7 @@ from segnas.runtime.session import open_session
 from segnas.target import Target
 from segnas.timing import Measured, interquartile_mean
 
-LEAST, MOST, SURE = 3, 12, 0.005
+LEAST, MOST, SURE = 5, 12, 0.005
 """Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
 
 SHARED = 0.6

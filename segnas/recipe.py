@@ -12,12 +12,13 @@ from typing import Any, Literal, TypeVar, cast
 
 from segnas.errors import InputError, SegnasError, UsageError
 from segnas.files import plain, unplain
+from segnas.latency_tables.profile import REPEATS
 from segnas.search.settings import SearchSettings, TrainSettings, with_method
 
 T = TypeVar("T")
 
 LEAST: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (0, ("seed", "data.streets.seed", "data.streets.train", "data.streets.val", "profile.networks", "train.warmup")),
+    (0, ("seed", "data.streets.seed", "data.streets.train", "data.streets.val", "profile.networks", "profile.repeats", "train.warmup")),
     (1, ("search.crop", "train.crop")),
 )
 """The least value of whole numbers that the settings do not check themselves."""
@@ -60,9 +61,10 @@ class TargetSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProfileSettings:
-    """How the latency table is measured; `networks` whole random networks calibrate it."""
+    """How the latency table is measured: entries that stayed unsure up to `repeats` times again; `networks` whole random networks calibrate it."""
 
     networks: int = 10
+    repeats: int = REPEATS
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,15 @@ def profile(work: Run) -> None:
     with work.screen.step(f"measuring the operations of {space.name} on {target.runtime}") as progress:
         settings, journal = work.recipe.profile, work.folder / "table.jsonl"
         make_table(
-            space, target, journal=journal, out=out, networks=settings.networks, seed=work.recipe.seed, services=work.services, progress=progress
+            space,
+            target,
+            journal=journal,
+            out=out,
+            networks=settings.networks,
+            seed=work.recipe.seed,
+            services=work.services,
+            progress=progress,
+            repeats=settings.repeats,
         )
 
 

@@ -21,10 +21,11 @@ def given(*readings: float):
 
 
 def test_readings_that_agree_end_at_the_least_and_others_at_the_most() -> None:
-    alike = sure_of(given(10.0, 10.01, 9.99))
+    few = [10.0, 10.01, 9.99, 10.02, 9.98]
+    alike = sure_of(given(*few))
     assert alike.median_ms == pytest.approx(10.0)
     assert alike.raw_ms == pytest.approx(20.0)
-    assert alike.relative_sd == pytest.approx(stdev([10.0, 10.01, 9.99]) / 10 * math.sqrt(1 / 3 + SHARED**2))
+    assert alike.relative_sd == pytest.approx(stdev(few) / 10 * math.sqrt(1 / 5 + SHARED**2))
     apart = [9.0, 11.0, 10.0, 12.0, 8.0, 10.0, 10.0, 9.5, 10.5, 11.5, 8.5, 10.0]
     wild = sure_of(given(*apart))
     assert wild.median_ms == pytest.approx(fmean(sorted(apart)[3:-3]))  # between the quartiles of twelve
