@@ -14,6 +14,7 @@ from segnas.cli import segnas
 from segnas.errors import IncompatibleError, InputError, SegnasError, UsageError
 from segnas.files import read_noun, write_noun
 from segnas.latency import Calibration, Entry, LatencyTable
+from segnas.latency_tables.compose import PROTOCOL
 from segnas.latency_tables.store import save_table
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.search.references import fast_scnn
@@ -116,7 +117,7 @@ def test_a_comparison_without_a_table_measures_at_one_kept_speed(made: Path, tmp
     assert [n["name"] for n in found["networks"]] == ["fast-scnn", "arch"]
     assert found["schedule"]["train"]["steps"] == 2
     assert (found["target"]["height"], found["target"]["width"], found["target"]["threads"]) == (64, 128, 1)
-    assert json.loads((tmp_path / "c" / "campaign.json").read_text())["provenance"] == [["sentinel_ms", "2.000000"]]
+    assert json.loads((tmp_path / "c" / "campaign.json").read_text())["provenance"] == [["protocol", PROTOCOL], ["sentinel_ms", "2.000000"]]
 
 
 def test_a_study_from_the_command_line_shares_the_trainings(made: Path, tmp_path: Path) -> None:
