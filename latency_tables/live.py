@@ -18,7 +18,7 @@ from segnas.arch import Operation
 from segnas.calibration import NORMAL_95
 from segnas.errors import IncompatibleError, InputError
 from segnas.latency import Entry, LatencyTable, Prepare, profile_command
-from segnas.latency_tables.compose import reference_ms
+from segnas.latency_tables.compose import PROTOCOL_KEY, reference_ms
 from segnas.latency_tables.merge import scaled
 from segnas.latency_tables.profile import LEAST_ROUNDS, Progress, profile
 from segnas.latency_tables.slope import IQM_LOSS, QUARTILES
@@ -112,6 +112,8 @@ def check_live(
     before = reference_ms(table)
     if before is None:
         raise InputError(f"the latency table of {table.space!r} holds no sentinel time, so it cannot be checked; run {_command(table)}")
+    if table.provenance_of(PROTOCOL_KEY) is None:
+        raise IncompatibleError(f"the latency table of {table.space!r} does not say by which protocol it was made; run {_command(table)}")
     chosen = live_entries(table, entries, seed)
     for entry in chosen:
         if graph_sha256(entry.operation) != entry.graph_sha256:
