@@ -4,38 +4,45 @@ python benchmarks/held_out.py
 """
 
 from pathlib import Path
+from statistics import fmean
 
-from segnas.files import read_json
+from segnas.judging import read_judgement
+from segnas.latency_tables.judge import JUDGED, Figures
 
 TABLES = Path(__file__).parents[1] / "latency_tables" / "tables"
-SHOWN = {(0, "sum"): "0, none", (10, "scale"): "1, 10 networks", (40, "entries"): "2, 40 networks"}
+HEAD = (
+    *("space", "held-out networks: spread, noise", "sum: MAPE", "10 networks: MAPE, hit5, hit10", "40: MAPE, RMSPE"),
+    *("tau", "tau in +-10 %", "in the 90 % interval, 10 and 40"),
+)
+LEVELS = {(0, "sum"): "the sum", (10, "scale"): "one scale, 10 networks", (40, "entries"): "level 2, 40 networks"}
 
 
 def main() -> None:
-    """Print the rows, the corners and the pooled coverage."""
+    """Print a row for each set of each space, the corners and the pooled coverage."""
     covered: dict[str, list[float]] = {}
     corners: list[str] = []
-    print("| space | held-out networks | level, fitted on | MAPE % | RMSPE % | hit5 | hit10 | tau | tau in +-10 % | in the 90 % interval |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for path in sorted(TABLES.glob("*.judged.json")):
-        found = read_json(path)
-        noise, spread = dict(found["label_noise"]), dict(found["spread"])
-        for row in found["rows"]:
-            shown, f = SHOWN.get((row["fitted_on"], row["level"])), row["figures"]
-            if row["networks"] == "corners" or shown is None:
-                continue
-            band = "-" if f["band_tau"] is None else f"{f['band_tau']:.2f}"
-            if row["fitted_on"]:
-                covered.setdefault(shown, []).append(f["covered"])
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
+    for path in sorted(TABLES.glob(f"*{JUDGED}")):
+        found = read_judgement(path.with_name(path.name.removesuffix(JUDGED) + ".json"))
+        noise, spread = dict(found.label_noise), dict(found.spread)
+        for name in ("uniform", "stratified"):
+            of: dict[str, Figures] = {
+                LEVELS[row.fitted_on, row.level]: row.figures for row in found.rows if row.networks == name and (row.fitted_on, row.level) in LEVELS
+            }
+            summed, scaled, full = of.values()
+            for level, figures in list(of.items())[1:]:
+                covered.setdefault(level, []).append(figures.covered)
+            band = "-" if full.band_tau is None else f"{full.band_tau:.2f}"
             print(
-                f"| `{found['space']}` | {row['networks']} ({spread[row['networks']]:.0f} %, {noise[row['networks']]:.2f} %) | {shown} "
-                f"| {f['mape']:.2f} | {f['rmspe']:.2f} | {f['hit5']:.0f} | {f['hit10']:.0f} | {f['tau']:.3f} | {band} | {f['covered']:.0f} |"
+                f"| `{found.space}` | {name}: {spread[name]:.1f} %, {noise[name]:.2f} % | {summed.mape:.2f} "
+                f"| {scaled.mape:.2f}, {scaled.hit5:.0f}, {scaled.hit10:.0f} | {full.mape:.2f}, {full.rmspe:.2f} | {full.tau:.3f} | {band} "
+                f"| {scaled.covered:.0f}, {full.covered:.0f} |"
             )
-        worst = sorted(found["corners"], key=lambda item: -abs(item[1]))[:3]
-        corners.append(f"`{found['space']}`: " + ", ".join(f"{error:+.1f} ({name.removeprefix('all ')})" for name, error in worst))
-    print("\nCorners, level 2, the worst three: " + "; ".join(corners) + ".")
+        worst = sorted(found.corners, key=lambda item: -abs(item[1]))[:2]
+        corners.append(f"`{found.space}` " + ", ".join(f"{error:+.1f} ({name.removeprefix('all ')})" for name, error in worst))
+    print("\nCorners, level 2, the worst two: " + "; ".join(corners) + ".")
     for level, values in covered.items():
-        print(f"In the 90 % interval, pooled, {level}: {sum(values) / len(values):.1f} %")
+        print(f"In the 90 % interval, pooled, {level}: {fmean(values):.1f} %")
 
 
 if __name__ == "__main__":

@@ -6,23 +6,21 @@ TABLE.json was judged before (`segnas tables judge`): its labels are used again,
 priced anew, since what changes it has no place between two equal neighbours; everything else keeps its price.
 """
 
-import json
 import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 from segnas.arch import Architecture, Node, Operation
-from segnas.files import unplain
-from segnas.judging import draw
+from segnas.cli_tables import space_of
+from segnas.judging import draw, read_judgement
 from segnas.kinds import kind
 from segnas.latency import LatencyTable
 from segnas.latency_tables.compose import reference_ms
-from segnas.latency_tables.judge import Judgement, bare, figures
+from segnas.latency_tables.judge import bare, figures
 from segnas.latency_tables.measure import measure_all
 from segnas.latency_tables.store import load_table
 from segnas.measuring import prepare_probe
-from segnas.search.spaces import space as named_space
 
 
 def alone(operation: Operation) -> Architecture:
@@ -49,9 +47,7 @@ def measured(probes: list[Architecture], size: tuple[int, int], table: LatencyTa
 def main(path: Path) -> None:
     """Measure, and print a row for each method."""
     table = load_table(path)
-    data = json.loads(path.with_suffix(".judged.json").read_text(encoding="utf-8"))
-    data.pop("schema")
-    judgement = unplain(Judgement, data)
+    judgement = read_judgement(path)
     series = [entry.operation for entry in table.entries if entry.kind == "block" and entry.method.startswith("series")]
     by_size: defaultdict[tuple[int, int], list[Operation]] = defaultdict(list)
     for operation in series:
@@ -63,9 +59,7 @@ def main(path: Path) -> None:
         pairs = measured([between(o, copies) for o in operations for copies in (0, 1)], size, table)
         for index, operation in enumerate(operations):
             prices["sandwich"][operation] = max(pairs[2 * index + 1] - pairs[2 * index], 1e-4)
-    classes = next(e.operation.output.channels for e in table.entries if e.operation.op == "classifier")
-    drawn = draw(named_space(table.space, classes), table, 0)
-    networks = {a.digest: a for a in (*drawn.calibration, *drawn.uniform, *drawn.stratified, *drawn.corners.values())}
+    networks = draw(space_of(table, None), table, 0).by_digest
     print(f"{table.space}, {table.target}: {len(series)} of {len(table.entries)} entries priced anew")
     print(f"{'method':<10} {'set':<11} {'level':<6} {'MAPE':>6} {'bias':>7} {'worst':>7} {'hit5':>5} {'tau':>6}")
     for method, changed in prices.items():

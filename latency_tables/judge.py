@@ -11,6 +11,8 @@ from segnas.latency import Calibration, LatencyTable
 from segnas.target import Target
 from segnas.timing import interquartile_mean
 
+JUDGED = ".judged.json"
+"""What takes the place of a table's `.json` in the name of its judgement."""
 BAND = 0.10
 CALIBRATIONS = ((0, "sum"), (10, "scale"), (40, "scale"), (40, "kinds"), (40, "entries"))
 """(networks, level) that are reported side by side."""

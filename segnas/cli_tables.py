@@ -37,10 +37,12 @@ def list_tables(folder: Path | None, as_json: bool) -> None:
 
     Example: segnas tables list runs
     """
+    from segnas.latency_tables.judge import JUDGED
+
     where = folder or packaged_folder()
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder} is no folder; give one that holds latency tables, or none for those that come with segnas")
-    rows = [_row(file) for file in sorted(where.glob("*.json")) if not file.name.endswith(".judged.json")]
+    rows = [_row(file) for file in sorted(where.glob("*.json")) if not file.name.endswith(JUDGED)]
     nothing = f"there are no latency tables in {where}; make one with `segnas profile SPACE --size HxW --out TABLE.json`"
     emit({"folder": str(where), "tables": rows}, as_json, [_row_line(row) for row in rows] or [nothing])
 
@@ -154,10 +156,8 @@ def judge(table: Path, processes: int, out: Path | None, allow: tuple[str, ...],
 
     Example: segnas tables judge cas-fast.json --out cas-fast-judged.json
     """
-    import json
-
-    from segnas.files import plain, require_writable, write_text
-    from segnas.judging import judge_table, judgement_lines
+    from segnas.files import plain, require_writable
+    from segnas.judging import judge_table, judgement_lines, save_judgement
     from segnas.latency_tables.store import load_table, save_table
     from segnas.measuring import for_this_machine
     from segnas.screen import RichScreen
@@ -170,8 +170,7 @@ def judge(table: Path, processes: int, out: Path | None, allow: tuple[str, ...],
         judgement, fitted = judge_table(
             space_of(loaded, classes), loaded, journal=result.with_suffix(".judging.jsonl"), processes=processes, seed=seed, progress=progress
         )
-    content = {"schema": "segnas.judgement/1", **cast(dict[str, Any], plain(judgement))}
-    write_text(result.with_suffix(".judged.json"), json.dumps(content, indent=1) + "\n")
+    save_judgement(result, judgement)
     save_table(result, fitted)
     emit(plain(judgement), as_json, judgement_lines(judgement))
 

@@ -3,6 +3,7 @@
 draws -> judge.jsonl (one line a network and process) -> Judgement
 """
 
+import json
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -10,15 +11,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from segnas.arch import Architecture
 from segnas.errors import IncompatibleError, InputError
 from segnas.export.manifest import versions
+from segnas.files import plain, read_json, unplain, write_text
 from segnas.journals import Journal
 from segnas.latency import LatencyTable
 from segnas.latency_tables.compose import reference_ms
-from segnas.latency_tables.judge import Judgement, Label, bare, label_of, noise, process_sd, rows, spread
+from segnas.latency_tables.judge import JUDGED, Judgement, Label, bare, label_of, noise, process_sd, rows, spread
 from segnas.latency_tables.measure import Measured, measure_all
 from segnas.measuring import Progress, prepare_probe, require_entries
 from segnas.search.draws import corners, stratified, uniform
@@ -26,6 +28,7 @@ from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Space
 from segnas.target import Target
 
+SCHEMA = "segnas.judgement/1"
 FITTED, UNIFORM, STRATIFIED = 40, 30, 30
 
 
@@ -43,6 +46,27 @@ class Drawn:
     uniform: tuple[Architecture, ...]
     stratified: tuple[Architecture, ...]
     corners: dict[str, Architecture]
+
+    @property
+    def by_digest(self) -> dict[str, Architecture]:
+        """All of them."""
+        return {a.digest: a for a in (*self.calibration, *self.uniform, *self.stratified, *self.corners.values())}
+
+
+def save_judgement(table: Path, judgement: Judgement) -> None:
+    """Write it beside that table, whole or not at all."""
+    content = {"schema": SCHEMA, **cast(dict[str, Any], plain(judgement))}
+    write_text(table.with_suffix(JUDGED), json.dumps(content, indent=1) + "\n")
+
+
+def read_judgement(table: Path) -> Judgement:
+    """What was saved beside that table. InputError where there is none or it is damaged, IncompatibleError at another schema."""
+    path = table.with_suffix(JUDGED)
+    data = read_json(path)
+    schema = data.pop("schema", None)
+    if schema != SCHEMA:
+        raise IncompatibleError(f"{path} has schema {schema!r}; a judgement of schema {SCHEMA} is needed: run `segnas tables judge {table}`")
+    return unplain(Judgement, data)
 
 
 def draw(space: Space, table: LatencyTable, seed: int) -> Drawn:
@@ -107,7 +131,7 @@ def judge_table(
         if not log.has(role, number):
             log.add(role, number, networks, measure(networks, table.target, reference, seed + done))
     progress(len(plan), len(plan), "")
-    architectures = {a.digest: a for a in (*drawn.calibration, *held_out)}
+    architectures = drawn.by_digest
     calibration = log.labels("fit", drawn.calibration)
     sets = {
         "uniform": log.labels("held", drawn.uniform),

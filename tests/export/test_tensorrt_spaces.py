@@ -1,16 +1,20 @@
-"""TensorRT-RTX reads and builds what the search spaces hold: networks drawn at random from each, for a GPU that is not here."""
+"""Networks drawn at random from each search space: exported, they agree with PyTorch, and TensorRT-RTX builds them for a GPU that is not here."""
 
 import importlib.util
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from segnas.export.graph import onnx_from_network
+from segnas.export.parity import parity
 from segnas.export.tensorrt_build import engine_from_onnx
 from segnas.network import initialised
 from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.runtime.session import open_session
 from segnas.search.spaces import SPACES, space
 
 _spec = importlib.util.spec_from_file_location("engines", Path(__file__).with_name("engines.py"))
@@ -24,11 +28,21 @@ LARGE = ("cas", "cas-fast", "gas", "gas-fast", "dcnas", "darts", "auto-deeplab",
 """The larger presets of families that a smaller one stands for by default: to export them for the first time takes half a minute each."""
 
 
+IMAGES = [np.random.default_rng(seed).standard_normal((1, 3, 64, 128), np.float32) for seed in range(4)]
+
+
 def built(api: Any, name: str, seed: int) -> int:
-    """Bytes of the engine of one random network of a space."""
+    """Bytes of the engine of one random network of a space, whose ONNX file gave the classes that PyTorch gives."""
     drawn = space(name, 19)
-    architecture = drawn.decode(drawn.random(Random(seed))).architecture
-    content = onnx_from_network(initialised(architecture, 0).eval(), TARGET)
+    network = initialised(drawn.decode(drawn.random(Random(seed))).architecture, 0).eval()
+    content = onnx_from_network(network, TARGET)
+    session = open_session(content, TARGET)
+    with torch.inference_mode():
+        found = parity(
+            lambda image: network(torch.from_numpy(image)).numpy(), session.run, IMAGES, output_contract="labels", reference_name=f"{name} {seed}"
+        )
+    session.close()
+    assert found.passed, found
     return len(engine_from_onnx(content, api, capabilities=("8.9",)).content)
 
 

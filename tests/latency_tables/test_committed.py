@@ -1,6 +1,6 @@
 """The tables that come with segnas: whole, complete for their space, still exported as the graphs that were measured, and as good as they say."""
 
-import json
+import math
 from pathlib import Path
 from statistics import correlation
 
@@ -9,24 +9,25 @@ import pytest
 from segnas.arch import Architecture
 from segnas.cli_tables import packaged_folder
 from segnas.export.graph import graph_sha256
-from segnas.files import unplain
-from segnas.judging import draw
+from segnas.judging import draw, read_judgement
 from segnas.latency import LatencyTable
 from segnas.latency_tables.check import check_coverage
 from segnas.latency_tables.compose import PROTOCOL
-from segnas.latency_tables.judge import Judgement, Label, bare, figures, process_sd
+from segnas.latency_tables.judge import JUDGED, Judgement, Label, bare, figures, process_sd
 from segnas.latency_tables.store import load_table
 from segnas.search.spaces import space
 
-TABLES = sorted(path for path in packaged_folder().glob("*.json") if not path.name.endswith(".judged.json"))
+TABLES = sorted(path for path in packaged_folder().glob("*.json") if not path.name.endswith(JUDGED))
 CLASSES = 19  # of all that are committed
-JUDGED = [path for path in TABLES if path.with_suffix(".judged.json").is_file()]
+LEAST_PEARSON = 0.95  # additivity, as CAS and GAS take it for granted: of estimates and latencies, without the labels' noise
+WITH_JUDGEMENT = [path for path in TABLES if path.with_suffix(JUDGED).is_file()]
 
 
 def test_there_are_tables_of_the_spaces() -> None:
-    """None has been judged since the second protocol (docs/results.md); those that are have their figures checked below."""
-    systems = {"auto-deeplab-small", "darts-tiny", "dpc-small", "fast-nas-small", "sparsemask-small"}
-    assert {load_table(path).space for path in TABLES} >= {"cas", "cas-fast", "cas-tiny", "dcnas-small", "gas", "gas-fast"} | systems
+    systems = {"auto-deeplab-small", "darts-tiny", "dpc-small", "fast-nas-small", "fasterseg-small", "sparsemask-small"}
+    judged = {"cas-fast", "cas-tiny", "dcnas-small", "gas-fast"} | systems
+    assert {load_table(path).space for path in TABLES} >= {"cas", "gas"} | judged
+    assert {load_table(path).space for path in WITH_JUDGEMENT} >= judged
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -39,14 +40,10 @@ def test_a_table_prices_its_space_and_nothing_else(path: Path) -> None:
     assert table.provenance_of("protocol") == PROTOCOL
 
 
-@pytest.mark.parametrize("path", JUDGED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WITH_JUDGEMENT, ids=lambda path: path.stem)
 def test_the_figures_beside_a_table_follow_from_its_labels(path: Path) -> None:
     table = load_table(path)
-    data = json.loads(path.with_suffix(".judged.json").read_text(encoding="utf-8"))
-    assert data.pop("schema") == "segnas.judgement/1"
-    judgement = unplain(Judgement, data)
-    drawn = draw(space(table.space, CLASSES), table, 0)
-    networks = {a.digest: a for a in (*drawn.calibration, *drawn.uniform, *drawn.stratified, *drawn.corners.values())}
+    judgement, networks = read_judgement(path), draw(space(table.space, CLASSES), table, 0).by_digest
     fitted = bare(table).calibrated(
         [table.probe(networks[label.digest], label.ms) for label in judgement.calibration], "entries", process_sd=process_sd(judgement.calibration)
     )
@@ -55,8 +52,15 @@ def test_the_figures_beside_a_table_follow_from_its_labels(path: Path) -> None:
         if (row.fitted_on, row.level) == (40, "entries"):
             found = figures(fitted, networks, sets[row.networks])
             assert (found.mape, found.tau, found.covered) == pytest.approx((row.figures.mape, row.figures.tau, row.figures.covered), rel=1e-3)
-            assert pearson(fitted, networks, sets[row.networks]) > 0.95  # additivity, as CAS and GAS take it for granted
+            best = best_pearson(judgement, row.networks)
+            if best and len(sets[row.networks]) > 2:
+                assert pearson(fitted, networks, sets[row.networks]) > LEAST_PEARSON * best
     assert table.calibration.scale == pytest.approx(fitted.calibration.scale, rel=1e-9)
+
+
+def best_pearson(judgement: Judgement, name: str) -> float:
+    """What the labels' noise leaves of a correlation of 1 (Spearman's attenuation); 0 where the set spreads by no more than that noise."""
+    return math.sqrt(max(0.0, 1 - (dict(judgement.label_noise)[name] / dict(judgement.spread)[name]) ** 2))
 
 
 def pearson(table: LatencyTable, networks: dict[str, Architecture], labels: tuple[Label, ...]) -> float:

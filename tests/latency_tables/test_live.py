@@ -164,7 +164,13 @@ def test_what_cannot_be_checked_is_refused(machine, table):
     foreign = replace(table, provenance=(("cpu", "made up"),))
     edited = replace(table, entries=tuple(replace(e, graph_sha256="0" * 64) for e in table.entries))
     older = replace(table, provenance=tuple((k, "segnas.slope/0" if k == "protocol" else v) for k, v in table.provenance))
-    refused = ((foreign, InputError, "no sentinel time"), (edited, IncompatibleError, "another graph"), (older, IncompatibleError, "segnas.slope/0"))
+    nameless = replace(table, provenance=tuple(pair for pair in table.provenance if pair[0] != "protocol"))
+    refused = (
+        (foreign, InputError, "no sentinel time"),
+        (edited, IncompatibleError, "another graph"),
+        (older, IncompatibleError, "segnas.slope/0"),
+        (nameless, IncompatibleError, "by which protocol"),
+    )
     for wrong, error, message in refused:
         with pytest.raises(error, match=f"{message}.*`segnas profile tiny --size 32x64"):
             check_live(wrong, prepare=machine.prepare, graph_sha256=sha256)
