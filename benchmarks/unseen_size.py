@@ -11,6 +11,7 @@ from pathlib import Path
 from segnas.cli_tables import space_of
 from segnas.judging import draw, read_judgement
 from segnas.latency_tables.judge import figures
+from segnas.latency_tables.merge import at_speed_of
 from segnas.latency_tables.store import load_table
 from segnas.measuring import interpolate_tables
 
@@ -21,6 +22,7 @@ def main(judged: Path, small: Path, large: Path) -> None:
     space, judgement = space_of(table, None), read_judgement(judged)
     networks = draw(space, table, 0).by_digest
     made = interpolate_tables(space, load_table(small), load_table(large), table.target, lambda done, total, what: None)
+    made = at_speed_of(made, table)  # the labels are told at the judged table's
     print(f"{table.space} at {table.target.height}x{table.target.width}, interpolated from {small.name} and {large.name}")
     print(f"{'set':<11} {'MAPE':>6} {'RMSPE':>6} {'bias':>7} {'worst':>7} {'hit5':>5} {'hit10':>5} {'tau':>6} {'in 90 %':>7}")
     for name, labels in judgement.sets:

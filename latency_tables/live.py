@@ -24,7 +24,7 @@ from segnas.latency_tables.profile import LEAST_ROUNDS, Progress, profile
 from segnas.latency_tables.slope import IQM_LOSS, QUARTILES
 from segnas.timing import percentile
 
-ENTRIES = 12
+ENTRIES, ROUNDS = 12, 10
 TOLERANCE = 0.05  # what two full profiles of one space may differ by (our goal)
 AGREEMENT = 0.02  # a deviation from the common ratio that is none
 GROSS = 0.30  # a deviation that counts even if it is the only one (our choice: single entries of two profiles on a shared machine differed by 0.2)
@@ -127,6 +127,7 @@ def check_live(
             graph_sha256=graph_sha256,
             journal=path,
             provenance={},
+            rounds=ROUNDS,
             repeats=1,
             progress=progress,
             seed=seed,

@@ -25,12 +25,12 @@ from segnas.timing import percentile
 
 GROUP = 8
 VISIT_MS = 8.0  # what one turn of a probe aims at
-LEAST_ROUNDS = 6
+LEAST_ROUNDS, ROUNDS = 6, 36
 TIGHT = 0.015  # relative half-width of the slope's confidence interval at which an operation is done
-ENTRY_MS = 600.0  # measuring time after which an operation is done, however wide the interval
+ENTRY_MS = 900.0  # measuring time after which an operation is done, however wide the interval
 REPEATS = 2  # of what stayed unsure
 REPEATED_MS = 600.0  # an operation's share, on average, of the time for measuring again
-GPU_SHARE = 2.5
+GPU_SHARE = 5 / 3
 """How much longer both are on a GPU, where a sample lasts 2 ms however short the network is: simulated with drift, throttling and outliers, the worst
 error of a table's sums over 30 seeds is 0.66 % with 600 ms an operation and 0.59 % from 1200 ms on (our choice)."""
 
@@ -73,7 +73,7 @@ def profile(
     graph_sha256: Callable[[Operation], str],
     journal: Path,
     provenance: Mapping[str, str],
-    rounds: int = 10,
+    rounds: int = ROUNDS,
     repeats: int = REPEATS,
     progress: Progress | None = None,
     seed: int = 0,

@@ -23,7 +23,7 @@ from segnas.latency_tables.interpolate import interpolate
 from segnas.latency_tables.live import LiveCheck, check_live, live_entries
 from segnas.latency_tables.measure import measure
 from segnas.latency_tables.probes import designs, probe_operations
-from segnas.latency_tables.profile import REPEATS, profile
+from segnas.latency_tables.profile import REPEATS, ROUNDS, profile
 from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
 from segnas.latency_tables.store import save_table
 from segnas.latency_tables.transfer import transferred
@@ -178,6 +178,7 @@ def make_table(
     services: Services,
     progress: Progress,
     strict: bool = False,
+    rounds: int = ROUNDS,
     repeats: int = REPEATS,
 ) -> LatencyTable:
     """Measure every operation that the space can need, calibrate the sum on random networks, and write the table.
@@ -200,6 +201,7 @@ def make_table(
         graph_sha256=graph_hashes(target),
         journal=journal,
         provenance=provenance,
+        rounds=rounds,
         repeats=repeats,
         progress=naming_operations(progress),
         seed=seed,

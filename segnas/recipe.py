@@ -12,14 +12,14 @@ from typing import Any, Literal, TypeVar, cast
 
 from segnas.errors import InputError, SegnasError, UsageError
 from segnas.files import plain, unplain
-from segnas.latency_tables.profile import REPEATS
+from segnas.latency_tables.profile import REPEATS, ROUNDS
 from segnas.search.settings import SearchSettings, TrainSettings, with_method
 
 T = TypeVar("T")
 
 LEAST: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("seed", "data.streets.seed", "data.streets.train", "data.streets.val", "profile.networks", "profile.repeats", "train.warmup")),
-    (1, ("search.crop", "train.crop")),
+    (1, ("search.crop", "train.crop", "profile.rounds")),
 )
 """The least value of whole numbers that the settings do not check themselves."""
 
@@ -61,9 +61,12 @@ class TargetSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProfileSettings:
-    """How the latency table is measured: entries that stayed unsure up to `repeats` times again; `networks` whole random networks calibrate it."""
+    """How the latency table is measured: each entry in at most so many `rounds`, and up to `repeats` times again where it stayed unsure; `networks`
+    whole random networks calibrate it.
+    """
 
     networks: int = 10
+    rounds: int = ROUNDS
     repeats: int = REPEATS
 
 

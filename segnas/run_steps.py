@@ -81,6 +81,7 @@ def profile(work: Run) -> None:
             seed=work.recipe.seed,
             services=work.services,
             progress=progress,
+            rounds=settings.rounds,
             repeats=settings.repeats,
         )
 

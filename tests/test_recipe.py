@@ -139,6 +139,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "data.streets.train": st.integers(0, 9),
     "data.streets.variety": st.sampled_from(["full", "core"]),
     "profile.networks": st.integers(0, 9),
+    "profile.rounds": st.integers(1, 40),
     "profile.repeats": st.integers(0, 3),
     "search.method": st.sampled_from(sorted(METHODS)),
     "search.steps": st.integers(300, 500),
