@@ -98,7 +98,7 @@ def test_every_system_has_a_page_and_two_recipes_of_its_own_space_and_method(sys
         settings = {key: getattr(recipe.search, key) for key in method.settings}
         assert recipe.search.method == system.method
         assert settings == {**method.settings, **{key: settings[key] for key in free if key in settings}}
-        assert method.warmup is None or recipe.search.warmup == method.warmup * recipe.search.steps
+        assert method.warmup is None or recipe.search.warmup == int(method.warmup * recipe.search.steps)
         assert read_budget(recipe.budget) == (35.0, True)
     assert quick.data.streets.train
     assert not full.data.streets.train

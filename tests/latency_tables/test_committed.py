@@ -40,7 +40,13 @@ def test_a_table_prices_its_space_and_nothing_else(path: Path) -> None:
     assert table.provenance_of("protocol") == PROTOCOL
 
 
-@pytest.mark.parametrize("path", WITH_JUDGEMENT, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem.startswith(("cas-fast", "fasterseg-small")) else pytest.mark.slow)
+        for path in WITH_JUDGEMENT
+    ],
+)
 def test_the_figures_beside_a_table_follow_from_its_labels(path: Path) -> None:
     table = load_table(path)
     judgement, networks = read_judgement(path), draw(space(table.space, CLASSES), table, 0).by_digest
