@@ -100,7 +100,11 @@ def noun_text(noun: object) -> str:
 
 def read_noun(path: Path, type_: type[T]) -> T:
     """The noun in that file. InputError where it is missing, no JSON, or not that noun; IncompatibleError at another schema version."""
-    name, version = SCHEMA_VERSIONS[type_]
+    return read_versioned(path, type_, *SCHEMA_VERSIONS[type_])
+
+
+def read_versioned(path: Path, type_: type[T], name: str, version: int) -> T:
+    """As `read_noun`, of a schema that is not in `SCHEMA_VERSIONS`."""
     data = read_json(path)
     schema = data.pop("schema", None)
     if schema != f"{name}/{version}":

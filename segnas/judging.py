@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from segnas.arch import Architecture
 from segnas.errors import IncompatibleError, InputError
 from segnas.export.manifest import versions
-from segnas.files import plain, read_json, unplain, write_text
+from segnas.files import plain, read_versioned, write_text
 from segnas.journals import Journal
 from segnas.latency import LatencyTable
 from segnas.latency_tables.compose import reference_ms
@@ -28,7 +28,7 @@ from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Space
 from segnas.target import Target
 
-SCHEMA = "segnas.judgement/1"
+SCHEMA = ("segnas.judgement", 1)
 FITTED, UNIFORM, STRATIFIED = 40, 30, 30
 
 
@@ -55,18 +55,13 @@ class Drawn:
 
 def save_judgement(table: Path, judgement: Judgement) -> None:
     """Write it beside that table, whole or not at all."""
-    content = {"schema": SCHEMA, **cast(dict[str, Any], plain(judgement))}
+    content = {"schema": f"{SCHEMA[0]}/{SCHEMA[1]}", **cast(dict[str, Any], plain(judgement))}
     write_text(table.with_suffix(JUDGED), json.dumps(content, indent=1) + "\n")
 
 
 def read_judgement(table: Path) -> Judgement:
-    """What was saved beside that table. InputError where there is none or it is damaged, IncompatibleError at another schema."""
-    path = table.with_suffix(JUDGED)
-    data = read_json(path)
-    schema = data.pop("schema", None)
-    if schema != SCHEMA:
-        raise IncompatibleError(f"{path} has schema {schema!r}; a judgement of schema {SCHEMA} is needed: run `segnas tables judge {table}`")
-    return unplain(Judgement, data)
+    """What was saved beside that table. InputError where there is none or it is damaged, IncompatibleError at another version."""
+    return read_versioned(table.with_suffix(JUDGED), Judgement, *SCHEMA)
 
 
 def draw(space: Space, table: LatencyTable, seed: int) -> Drawn:
