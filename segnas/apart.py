@@ -23,15 +23,16 @@ from segnas.runtime.session import open_session
 from segnas.target import Target
 from segnas.timing import Measured, interquartile_mean
 
-LEAST, MOST, SURE = 5, 12, 0.005
+LEAST, MOST, SURE = 5, 10, 0.005
 """Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
 
 SHARED = 0.6
-"""What readings of one moment have in common, as a share of their own spread, since the machine's state then is one: readings of four networks spread
-by 2 to 3 % within a moment, and their means by 1.5 to 2 % over the moments of an hour (docs/measuring.md). No further reading helps."""
+"""What readings of one moment have in common, as a share of what they spread by beyond the noise that each of them states: the machine's state is
+one then, and no further reading helps. On an unsteady evening the means of an hour's moments spread by 1.5 to 2 %, the readings within a moment
+by 2 to 3 %; on a quiet night there was no such excess, and means differed by no more than the readings' noise (docs/measuring.md)."""
 
-ROUNDS = 16
-"""Rounds in each process: twice as many as where several networks share one; our choice."""
+ROUNDS = 48
+"""Rounds in each process, three seconds: its start takes one, and the noise of a reading falls with the root of its rounds; our choice."""
 
 Engines = Mapping[str, bytes]
 """Exported networks by the digest of their architecture, the sentinel's among them."""
@@ -40,7 +41,8 @@ Engines = Mapping[str, bytes]
 def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = MOST, sure: float = SURE) -> Measured:
     """Mean of readings, taken until it is sure enough for this moment or `most` are there; from four on the mean of those between the quartiles.
 
-    Its relative standard deviation is that beside means of other moments: it counts what the readings share.
+    Its relative standard deviation is that beside means of other moments: it counts what the readings share, as far as they spread by more than they
+    state.
     """
     taken: list[Measured] = []
     while True:
@@ -53,7 +55,8 @@ def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = 
         spread = stdev(readings) / centre if len(readings) > 1 else 0.0
         alone = spread / math.sqrt(len(readings))
         if alone <= sure or len(readings) >= most:
-            return Measured(centre, math.hypot(alone, SHARED * spread), mean(raw))
+            excess = math.sqrt(max(0.0, spread**2 - fmean(each.relative_sd**2 for each in taken)))
+            return Measured(centre, math.hypot(alone, SHARED * excess), mean(raw))
 
 
 def measured_apart(

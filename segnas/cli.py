@@ -78,6 +78,7 @@ def run(
         raise UsageError("--budget-ms and --fps were both given; give one of them")
     from dataclasses import replace
 
+    from segnas.measuring import services_for
     from segnas.page import text_summary
     from segnas.recipe import read_recipe
     from segnas.run import run_several
@@ -98,7 +99,9 @@ def run(
         raise UsageError(f"recipe {wanted.name} needs images: give their folder with --data-root")
     folder = out or Path("runs") / wanted.name
     screen = SilentScreen() if as_json else RichScreen()
-    work = Run(wanted, folder, screen, table_file=table, allow=allow, pretrained=pretrained, device=device)
+    work = Run(
+        wanted, folder, screen, table_file=table, allow=allow, pretrained=pretrained, device=device, services=services_for(wanted.measure.sure)
+    )
     reports = run_several(work, resume=resume)
     folders = [folder] if len(reports) == 1 else [folder / report.budget.asked for report in reports]
     if as_json:

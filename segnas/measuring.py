@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from random import Random
 
-from segnas.apart import measured_apart, sure_of
+from segnas.apart import SURE, measured_apart, sure_of
 from segnas.arch import Architecture, Operation
 from segnas.cuda_driver import first_device
 from segnas.errors import IncompatibleError, InputError, RequirementError
@@ -117,18 +117,20 @@ def naming_operations(progress: Progress) -> Callable[[int, int, Operation], Non
     return lambda done, total, operation: progress(done, total, str(operation.kind))
 
 
-def measure_network(architecture: Architecture, table: LatencyTable) -> Measured:
-    """The sentinel-normalised latency of one network on the table's target, as the mean of several processes."""
-    return _measured(architecture, table, None, "")
+def measure_network(architecture: Architecture, table: LatencyTable, *, sure: float = SURE) -> Measured:
+    """The sentinel-normalised latency of one network on the table's target, as the mean of several processes; `sure` is the relative standard
+    deviation of that mean that is enough.
+    """
+    return _measured(architecture, table, None, "", sure)
 
 
-def measure_engine(path: Path, architecture: Architecture, table: LatencyTable) -> Measured:
+def measure_engine(path: Path, architecture: Architecture, table: LatencyTable, *, sure: float = SURE) -> Measured:
     """The sentinel-normalised latency of an engine's own file; `architecture` is what it was exported from."""
     engine, artefact = read_engine(path)
-    return _measured(architecture, table, artefact, engine.sha256)
+    return _measured(architecture, table, artefact, engine.sha256, sure)
 
 
-def _measured(architecture: Architecture, table: LatencyTable, engine: Path | None, sha256: str) -> Measured:
+def _measured(architecture: Architecture, table: LatencyTable, engine: Path | None, sha256: str, sure: float) -> Measured:
     """Readings of a network, or of its engine's file: in new processes with ONNX Runtime on a CPU, else in this one, opened anew for each."""
     target, reference = table.target, reference_ms(table)
     if target.backend != "onnxruntime":
@@ -136,13 +138,13 @@ def _measured(architecture: Architecture, table: LatencyTable, engine: Path | No
         def prepare(wanted: Architecture, on: Target) -> Timed:
             return open_session(engine, on, sha256=sha256) if engine is not None and wanted == architecture else prepare_probe(wanted, on)
 
-        return sure_of(lambda seed: measure(architecture, target, prepare=prepare, sentinel_ref_ms=reference))
+        return sure_of(lambda seed: measure(architecture, target, prepare=prepare, sentinel_ref_ms=reference), sure=sure)
     sentinel = sentinel_architecture()
     engines = {
         architecture.digest: engine.read_bytes() if engine is not None else onnx_from_network(initialised(architecture, 0).eval(), target),
         sentinel.digest: onnx_from_network(initialised(sentinel, 0).eval(), sentinel_target(target)),
     }
-    return sure_of(lambda seed: measured_apart({architecture.digest: architecture}, engines, target, reference, seed)[architecture.digest])
+    return sure_of(lambda seed: measured_apart({architecture.digest: architecture}, engines, target, reference, seed)[architecture.digest], sure=sure)
 
 
 def check_table_live(table: LatencyTable, progress: Progress) -> LiveCheck:
@@ -165,6 +167,11 @@ def require_live(table: LatencyTable, progress: Progress) -> None:
 
 
 SERVICES = Services(prepare_probe, measure_network, measure_engine, require_live)
+
+
+def services_for(sure: float) -> Services:
+    """Those services, whose networks are measured until they are known that well."""
+    return replace(SERVICES, measure=partial(measure_network, sure=sure), measure_engine=partial(measure_engine, sure=sure))
 
 
 def make_table(

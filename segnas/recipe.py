@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from segnas.apart import SURE
 from segnas.errors import InputError, SegnasError, UsageError
 from segnas.files import plain, unplain
 from segnas.latency_tables.profile import REPEATS, ROUNDS
@@ -23,7 +24,7 @@ LEAST: tuple[tuple[int, tuple[str, ...]], ...] = (
 )
 """The least value of whole numbers that the settings do not check themselves."""
 
-ABOVE_ZERO = ("search.scale", "search.learning_rate", "search.temperature", "search.final_temperature", "train.scale")
+ABOVE_ZERO = ("search.scale", "search.learning_rate", "measure.sure", "search.temperature", "search.final_temperature", "train.scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,15 @@ class ProfileSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureSettings:
+    """How whole networks are measured while the budget is met, and the engine at the end: until the relative standard deviation of the mean is
+    `sure`, or ten processes were asked.
+    """
+
+    sure: float = SURE
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that a run depends on."""
 
@@ -81,6 +91,7 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     target: TargetSettings = field(default_factory=TargetSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
+    measure: MeasureSettings = field(default_factory=MeasureSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
 

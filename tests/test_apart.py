@@ -16,8 +16,8 @@ from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.timing import Measured
 
 
-def given(*readings: float):
-    return lambda number: Measured(readings[number], 0.1, 2 * readings[number])
+def given(*readings: float, stated: float = 0.0):
+    return lambda number: Measured(readings[number], stated, 2 * readings[number])
 
 
 def test_readings_that_agree_end_at_the_least_and_others_at_the_most() -> None:
@@ -26,11 +26,19 @@ def test_readings_that_agree_end_at_the_least_and_others_at_the_most() -> None:
     assert alike.median_ms == pytest.approx(10.0)
     assert alike.raw_ms == pytest.approx(20.0)
     assert alike.relative_sd == pytest.approx(stdev(few) / 10 * math.sqrt(1 / 5 + SHARED**2))
-    apart = [9.0, 11.0, 10.0, 12.0, 8.0, 10.0, 10.0, 9.5, 10.5, 11.5, 8.5, 10.0]
+    apart = [9.0, 11.0, 10.0, 12.0, 8.0, 10.0, 9.5, 10.5, 11.5, 8.5]
     wild = sure_of(given(*apart))
-    assert wild.median_ms == pytest.approx(fmean(sorted(apart)[3:-3]))  # between the quartiles of twelve
-    assert wild.relative_sd == pytest.approx(stdev(apart) / wild.median_ms * math.sqrt(1 / 12 + SHARED**2))
+    assert wild.median_ms == pytest.approx(fmean(sorted(apart)[2:-2]))  # between the quartiles of ten
+    assert wild.relative_sd == pytest.approx(stdev(apart) / wild.median_ms * math.sqrt(1 / 10 + SHARED**2))
     assert sure_of(given(10.0), least=1, most=1).relative_sd == 0.0
+
+
+def test_readings_share_what_they_spread_by_beyond_what_they_state() -> None:
+    readings = [9.8, 10.2, 10.1, 9.9, 10.0]
+    spread = stdev(readings) / 10
+    for stated, shared in ((0.0, spread), (0.6 * spread, 0.8 * spread), (spread, 0.0), (3 * spread, 0.0)):
+        found = sure_of(given(*readings, stated=stated), most=5)
+        assert found.relative_sd == pytest.approx(math.hypot(spread / math.sqrt(5), SHARED * shared))
 
 
 def test_a_new_process_measures_the_engines_that_it_is_given() -> None:

@@ -78,7 +78,10 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LEAST + "sed = 1", "recipe r has an unknown option sed; known here: name, space, budget, seed, data, target, profile, search, train"),
+        (
+            LEAST + "sed = 1",
+            "recipe r has an unknown option sed; known here: name, space, budget, seed, data, target, profile, measure,",
+        ),
         (
             LEAST + "[target]\nsize = 1",
             "recipe r has an unknown option target.size; known here: target.runtime, target.height, target.width, target.threads",
@@ -141,6 +144,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "profile.networks": st.integers(0, 9),
     "profile.rounds": st.integers(1, 40),
     "profile.repeats": st.integers(0, 3),
+    "measure.sure": st.floats(0.001, 0.1),
     "search.method": st.sampled_from(sorted(METHODS)),
     "search.steps": st.integers(300, 500),
     "search.warmup": st.integers(0, 100),
