@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
 
 from segnas.arch import Architecture, Node, Operation, Shape, argmax_operation
 from segnas.errors import InputError
@@ -27,22 +27,6 @@ from segnas.runtime.session import open_session
 
 ODD = (37, 61)
 SIZE = (75, 109)
-
-
-def lively(architecture: Architecture, seed: int = 0) -> Network:
-    """A network whose normalisations do something: random statistics, scales and shifts."""
-    network = initialised(architecture, seed)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for layer in network.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                assert layer.running_mean is not None
-                assert layer.running_var is not None
-                layer.running_mean.normal_(0, 0.3)
-                layer.running_var.uniform_(0.3, 3)
-                layer.weight.uniform_(0.5, 1.5)
-                layer.bias.normal_(0, 0.3)
-    return network.eval()
 
 
 def chain(*steps: tuple[Kind, int, int, int], channels: int = 3) -> Architecture:
@@ -119,7 +103,7 @@ def warm(cache, request, placed) -> Path:
     return cache
 
 
-def agrees_with_torch(architecture: Architecture, cache: Path) -> None:
+def agrees_with_torch(architecture: Architecture, cache: Path, lively: Callable[[Architecture], Network]) -> None:
     network = lively(architecture)
     content = onnx_from_network(network, logits_target(ODD), cache=cache)
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
@@ -144,16 +128,16 @@ def agrees_in_half(network: Network, x: np.ndarray, expected: np.ndarray, cache:
         assert np.abs(answer - expected).max() <= 0.01 * max(1.0, np.abs(expected).max())
 
 
-def test_every_operation_gives_what_torch_gives_at_an_odd_size(variant, placed, warm):
-    agrees_with_torch(placed(variant), warm)
+def test_every_operation_gives_what_torch_gives_at_an_odd_size(variant, placed, warm, lively):
+    agrees_with_torch(placed(variant), warm, lively)
 
 
 @pytest.mark.parametrize("case", UNUSUAL, ids=lambda case: str(case[0]))
-def test_unusual_attributes_give_what_torch_gives(case, warm):
-    agrees_with_torch(chain((case[0], 8, case[1], 1), channels=8), warm)
+def test_unusual_attributes_give_what_torch_gives(case, warm, lively):
+    agrees_with_torch(chain((case[0], 8, case[1], 1), channels=8), warm, lively)
 
 
-def test_the_joined_graph_is_the_whole_export(cache):
+def test_the_joined_graph_is_the_whole_export(cache, lively):
     network = lively(every_operation())
     x, target = image(3, SIZE), logits_target(SIZE)
     joined, whole = onnx_from_network(network, target, cache=cache), whole_onnx_from_network(network, target)
@@ -163,7 +147,7 @@ def test_the_joined_graph_is_the_whole_export(cache):
     assert optimised_nodes(joined, target) == optimised_nodes(whole, target)
 
 
-def test_a_labels_engine_is_the_argmax_of_the_logits(cache):
+def test_a_labels_engine_is_the_argmax_of_the_logits(cache, lively):
     network = lively(every_operation())
     x = image(3, SIZE)
     content = onnx_from_network(network, cpu_target(*SIZE), cache=cache)
@@ -185,7 +169,7 @@ def test_ties_go_to_the_lowest_class(cache):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_planes_that_alias_in_the_cache_are_compared_instead(batch, cache):
+def test_planes_that_alias_in_the_cache_are_compared_instead(batch, cache, lively):
     network, target = lively(chain((kind("classifier"), 19, 1, 1))), cpu_target(32, 64, batch=batch)
     x = image(3, (32, 64), batch).round()
     with torch.no_grad():
@@ -202,13 +186,13 @@ def test_planes_that_alias_in_the_cache_are_compared_instead(batch, cache):
     assert b"ArgMax" in onnx_from_network(network, elsewhere, cache=cache)
 
 
-def test_a_batch_goes_through(cache):
+def test_a_batch_goes_through(cache, lively):
     network, target = lively(every_operation()), logits_target(SIZE, batch=2)
     x = image(3, SIZE, batch=2)
     assert np.abs(open_session(onnx_from_network(network, target, cache=cache), target).run(x) - in_torch(network, x)).max() < 1e-4
 
 
-def test_a_skip_of_stride_1_leaves_no_node(cache):
+def test_a_skip_of_stride_1_leaves_no_node(cache, lively):
     network = lively(chain((kind("conv"), 8, 1, 1), (kind("skip"), 8, 1, 1), (kind("conv"), 8, 1, 1), (kind("skip"), 8, 1, 1)))
     graph = onnx.load_from_string(onnx_from_network(network, logits_target((16, 16)), cache=cache)).graph
     assert [node.op_type for node in graph.node] == ["Conv", "Relu", "Conv", "Relu"]
@@ -222,7 +206,7 @@ def test_a_network_of_nothing_is_an_identity(cache):
     assert np.array_equal(open_session(onnx_from_network(network, logits_target((8, 8)), cache=cache), logits_target((8, 8))).run(x), x)
 
 
-def test_names_metadata_and_privacy(cache):
+def test_names_metadata_and_privacy(cache, lively):
     network = lively(every_operation())
     content = onnx_from_network(network, cpu_target(*SIZE), metadata={"b": "2", "a": "1"}, cache=cache)
     model = onnx.load_from_string(content)
@@ -259,7 +243,7 @@ def test_same_bytes_in_another_process_with_a_fresh_cache(tmp_path, cache):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_mode_of_the_network_does_not_matter_and_stays(cache):
+def test_the_mode_of_the_network_does_not_matter_and_stays(cache, lively):
     network = lively(every_operation())
     before = onnx_from_network(network, cpu_target(*SIZE), cache=cache)
     network.train()
@@ -268,7 +252,7 @@ def test_the_mode_of_the_network_does_not_matter_and_stays(cache):
     assert network.nodes["1"].training
 
 
-def test_a_damaged_cache_file_is_made_again(tmp_path):
+def test_a_damaged_cache_file_is_made_again(tmp_path, lively):
     network, target = lively(chain((kind("conv"), 8, 1, 1))), logits_target((16, 16))
     before = onnx_from_network(network, target, cache=tmp_path)
     (stored,) = tmp_path.iterdir()
@@ -282,7 +266,7 @@ def test_a_damaged_cache_file_is_made_again(tmp_path):
     assert stored.read_bytes() == good
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, lively):
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
     forget()
@@ -319,7 +303,7 @@ def test_the_hash_of_a_graph_knows_its_structure_alone(cache):
     assert graph_sha256(argmax_operation(Shape(5, 8, 8)), cache=cache) != digests[0]
 
 
-def test_weights_that_are_not_finite_are_refused(cache):
+def test_weights_that_are_not_finite_are_refused(cache, lively):
     for value in (float("nan"), float("inf")):
         network = lively(chain((kind("conv"), 8, 1, 1)))
         with torch.no_grad():
@@ -328,7 +312,7 @@ def test_weights_that_are_not_finite_are_refused(cache):
             onnx_from_network(network, logits_target((16, 16)), cache=cache)
 
 
-def test_what_this_exporter_does_not_write_is_refused(cache):
+def test_what_this_exporter_does_not_write_is_refused(cache, lively):
     network = lively(chain((kind("conv"), 8, 1, 1)))
     with pytest.raises(InputError, match=r"'int8'.*fp32 or fp16.*calibration"):
         onnx_from_network(network, dataclasses.replace(cpu_target(16, 16), precision="int8"), cache=cache)
@@ -339,7 +323,7 @@ def test_what_this_exporter_does_not_write_is_refused(cache):
         onnx_from_network(lively(every_operation()), cpu_target(4, 4), cache=cache)
 
 
-def test_folding_keeps_the_function_and_leaves_the_module_alone():
+def test_folding_keeps_the_function_and_leaves_the_module_alone(lively):
     network = lively(every_operation())
     module = network.nodes["4"]
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -351,7 +335,7 @@ def test_folding_keeps_the_function_and_leaves_the_module_alone():
     assert {name: value.shape for name, value in folded_state(module).items()} == {n: tuple(p.shape) for n, p in folded.named_parameters()}
 
 
-def test_an_export_leaves_the_random_numbers_alone(tmp_path):
+def test_an_export_leaves_the_random_numbers_alone(tmp_path, lively):
     network = lively(chain((kind("conv"), 8, 1, 1)))
     before = torch.random.get_rng_state()
     forget()
@@ -365,7 +349,7 @@ def test_a_normalisation_that_nothing_folds_is_a_bug_not_a_wrong_graph():
         folded_state(lonely)
 
 
-def test_the_order_of_inputs_is_kept(cache):
+def test_the_order_of_inputs_is_kept(cache, lively):
     nodes = (Node(kind("image"), (), 3), Node(kind("conv"), (0,), 4), Node(kind("conv", kernel=1), (0,), 6), Node(kind("concat"), (2, 1, 2), 16))
     network = lively(Architecture(nodes))
     x = image(3, (12, 12))

@@ -76,6 +76,18 @@ def architecture(classes: int = 5) -> Architecture:
     return Architecture(nodes)
 
 
+def short(classes: int = 5) -> Architecture:
+    """One scale, for what need not be compiled at length."""
+    nodes = (
+        Node(kind("image"), (), 3),
+        Node(kind("stem", width=8), (0,), 16, 4),
+        Node(kind("separable"), (1,), 16),
+        Node(kind("classifier"), (2,), classes),
+        Node(kind("resize"), (3,), classes, 1, 4),
+    )
+    return Architecture(nodes)
+
+
 def trained(made: Architecture, seed: int = 3) -> Network:
     """A network whose normalisations do something."""
     network = initialised(made, seed).eval()
@@ -115,7 +127,7 @@ def labels(tmp_path_factory) -> Made:
 @pytest.fixture(scope="module")
 def logits(tmp_path_factory) -> Made:
     """Compiled here: two images at once, of an odd size, normalisations that matter."""
-    network, target = trained(architecture()), aotinductor_target(23, 37, batch=2, output_contract="logits")
+    network, target = trained(short()), aotinductor_target(23, 37, batch=2, output_contract="logits")
     return Made(network, target, package_from_network(network, target, metadata={"classes": "a,b"}, cache=tmp_path_factory.mktemp("packages")))
 
 

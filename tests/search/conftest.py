@@ -18,14 +18,14 @@ POINT = kind("conv", kernel=1)
 TARGET = Target("made-up", "onnxruntime", "1.0", "fp32", 96, 128)
 
 
-def cells(shared: bool, keep: tuple[int, int]) -> Space:
+def cells(shared: bool, keep: tuple[int, int], classes: int = 5) -> Space:
     """Two toy cells of two nodes; shared decisions as in CAS, or decisions of their own as in GAS."""
     draft = Draft("toy-cells")
     features = [draft.node(kind("stem", width=8), 0, channels=8, stride=2)] * 2
     for index in range(2):
         name = "cell" if shared else f"cell{index}"
         features.append(cell(draft, name, *features[-2:], width=8, candidates=FEW, keep=keep, label=f"cell{index}"))
-    return _finished(draft, features[-1])
+    return _finished(draft, features[-1], classes)
 
 
 def trellis(owner: str) -> Space:
@@ -68,8 +68,8 @@ def dense(layers: int = 2) -> Space:
     return _finished(draft, features[-1])
 
 
-def _finished(draft: Draft, feature: int) -> Space:
-    logits = draft.node(kind("classifier"), feature, channels=5, label="classifier")
+def _finished(draft: Draft, feature: int, classes: int = 5) -> Space:
+    logits = draft.node(kind("classifier"), feature, channels=classes, label="classifier")
     draft.resize(logits, 0)
     return draft.space()
 
@@ -106,6 +106,12 @@ def any_space(request: pytest.FixtureRequest) -> Space:
 def toy_named() -> Callable[[str], Space]:
     """A toy space by name."""
     return lambda name: TOYS[name]()
+
+
+@pytest.fixture(scope="session")
+def toy_cells() -> Callable[[int], Space]:
+    """The toy of two cells with decisions of their own, for so many classes."""
+    return lambda classes: cells(False, (2, 2), classes)
 
 
 @pytest.fixture(scope="session")
