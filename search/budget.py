@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
-from statistics import median
+from statistics import fmean, median
 
 from segnas.arch import Architecture
 from segnas.errors import InputError, UsageError
@@ -15,16 +15,20 @@ from segnas.search.derive import score_of, under_budget
 from segnas.search.draws import networks
 from segnas.search.path_decode import PathDecoder
 from segnas.search.prices import Priced, within_all
+from segnas.search.ratios import Ratios
 from segnas.search.space import Derived, Genotype, Space
 from segnas.search.trellis import trellis_of
 from segnas.timing import Measured, percentile
 
 Measure = Callable[[Architecture], Measured]
 DRAWS = 200
-WINDOW = 0.02
-"""How far under its upper end, as a share of the budget, a measured network is still what was asked for; our choice."""
+WINDOW = 0.01
+"""How far under its upper end, as a share of the budget, a measured network is still what was asked for, where twice its mean's noise is not more;
+our choice."""
 EVALUATIONS = 50_000
 """Of prices in a local search; a tenth of that in a trellis and a quarter where joins choose inputs, whose prices take longer; our choice."""
+ABOVE = 3.0
+"""Where none lands in the window, a network between it and the budget counts as so many times further from it than it is; our choice."""
 USUAL_SD = 0.005
 """Relative standard deviation of a measured mean, before one is known."""
 
@@ -104,14 +108,14 @@ def meet_budget(
     most: int = 5,
     on_measured: Callable[[Measurement], None] | None = None,
 ) -> Met:
-    """The most probable network whose *measured* latency is under the budget by twice the noise of its mean, and by at most `window` more.
+    """The most probable network whose *measured* latency is under the budget by twice the noise of its mean, and by at most that or `window` more.
 
     `scores` are log-probabilities a decision; the first of `limits` is the budget, the others are kept by what they expect. First the best network by
     the table is derived, exactly where the price is a sum over groups of decisions (multiple-choice knapsack), or is one given a path, and measured;
     then the measured one nearest to the budget is trimmed or grown by one decision, the one that costs the least score, at its prices times what the
-    clock said of it; at most `most` measurements, no network twice. Where none lands in the window, the slowest measured network under its upper end
-    is taken, else the slowest within the budget. InputError where even the fastest measured network is over the budget, or the table knows none
-    within it.
+    clock's word on the measured ones lets expect (`Ratios`); at most `most` measurements, no network twice. Where none lands in the window, the
+    measured network within the budget that is nearest to it is taken. InputError where even the fastest measured network is over the budget, or the
+    table knows none within it.
     """
     aim, budget = _Aim(space, scores, limits, window, seed), limits[0].limit
     tried: list[_Tried] = []
@@ -138,7 +142,7 @@ def meet_budget(
 def bounds(relative_sd: float, window: float = WINDOW) -> tuple[float, float]:
     """The shares of the budget between which a measured mean of that noise is what was asked for."""
     high = 1 - max(0.005, 2 * relative_sd)
-    return high - window, high
+    return high - max(window, 2 * relative_sd), high
 
 
 @dataclass
@@ -174,9 +178,10 @@ class _Aim:
         """A network not given before that should land in the window, else within budget; None, or InputError at the first, where there is none."""
         proposals = [lambda: self._derived(1.0, tried)]
         if tried:
-            nearest = min(tried, key=lambda each: abs(math.log(each.measured.median_ms / self.budget) + 1.5 * self.window))
-            ratio = median(each.ratio for each in tried) if len(tried) > 2 else nearest.ratio
-            proposals = [lambda: self._stepped(nearest, ratio, tried), lambda: self._derived(ratio, tried)]
+            aimed = self.budget * fmean(bounds(self._sd(tried), self.window))
+            nearest = min(tried, key=lambda each: abs(math.log(each.measured.median_ms / aimed)))
+            ratios = Ratios([each.genotype for each in tried], [each.ratio for each in tried], [each.measured.relative_sd for each in tried])
+            proposals = [lambda: self._stepped(nearest, ratios, tried), lambda: self._derived(ratios.of(nearest.genotype), tried)]
             if not any(each.measured.median_ms <= self.budget for each in tried):
                 proposals.append(lambda: self._derived(1.0, tried))  # rather the table's word than a single measurement's that nothing fits
         for propose in proposals:
@@ -188,10 +193,10 @@ class _Aim:
                     return genotype
         return None
 
-    def _stepped(self, start: _Tried, ratio: float, tried: list[_Tried]) -> dict[str, int] | None:
+    def _stepped(self, start: _Tried, ratios: Ratios, tried: list[_Tried]) -> dict[str, int] | None:
         """Trim or grow: the neighbour by one decision of the highest score that should land well inside the window; None where none should."""
-        low, high = (share * self.budget / ratio for share in self._inner(tried))
-        fitting = [g for g in self._neighbours(start.genotype) if low <= self._unspent(g) <= high]
+        low, high = (share * self.budget for share in self._inner(tried))
+        fitting = [g for g in self._neighbours(start.genotype) if low <= self._unspent(g) * ratios.of(g) <= high]
         return max(fitting, key=lambda genotype: score_of(self.scores, genotype), default=None)
 
     def _neighbours(self, genotype: Genotype) -> Iterator[dict[str, int]]:
@@ -204,7 +209,7 @@ class _Aim:
         """The best network at prices times `ratio`: inside the window, else in it, else under its end, else within the budget."""
         budget, best = self.budget / ratio, None
         low, high = bounds(self._sd(tried), self.window)
-        for least, most in (self._inner(tried), (low, high), (low - 2 * self.window, 1.0)):
+        for least, most in (self._inner(tried), (low, high), (3 * low - 2 * high, 1.0)):
             found = self._exact(least * budget, most * budget)
             try:
                 found = found or self._climbed(least * budget, most * budget)
@@ -237,7 +242,8 @@ class _Aim:
     def _inner(self, tried: list[_Tried]) -> tuple[float, float]:
         """The window less a quarter on each side, which is left to noise."""
         low, high = bounds(self._sd(tried), self.window)
-        return low + self.window / 4, high - self.window / 4
+        quarter = (high - low) / 4
+        return low + quarter, high - quarter
 
     def _sd(self, tried: list[_Tried]) -> float:
         return median(each.measured.relative_sd for each in tried) if tried else USUAL_SD
@@ -250,13 +256,14 @@ class _Aim:
 
 
 def _best(tried: list[_Tried], budget: float, window: float) -> _Tried:
-    """The slowest network at or under the window's upper end; else the slowest within the budget."""
+    """The network within the budget that is nearest to its window, from above by `ABOVE`."""
 
-    def slowest(within: list[_Tried]) -> _Tried | None:
-        return max(within, key=lambda each: each.measured.median_ms, default=None)
+    def far(each: _Tried) -> tuple[float, float]:
+        share = each.measured.median_ms / budget
+        low, high = bounds(each.measured.relative_sd, window)
+        return max(low - share, ABOVE * (share - high), 0.0), -share
 
-    found = slowest([t for t in tried if t.measured.median_ms <= bounds(t.measured.relative_sd, window)[1] * budget])
-    found = found or slowest([t for t in tried if t.measured.median_ms <= budget])
+    found = min((each for each in tried if each.measured.median_ms <= budget), key=far, default=None)
     if found is None:
         fastest = min(each.measured.median_ms for each in tried)
         raise InputError(
