@@ -41,8 +41,8 @@ Engines = Mapping[str, bytes]
 def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = MOST, sure: float = SURE) -> Measured:
     """Mean of readings, taken until it is sure enough for this moment or `most` are there; from four on the mean of those between the quartiles.
 
-    Its relative standard deviation is that beside means of other moments: it counts what the readings share, as far as they spread by more than they
-    state.
+    Its relative standard deviation is that beside means of other moments: it counts what the readings share, as far as they spread by more than what
+    they state explains.
     """
     taken: list[Measured] = []
     while True:
@@ -55,7 +55,8 @@ def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = 
         spread = stdev(readings) / centre if len(readings) > 1 else 0.0
         alone = spread / math.sqrt(len(readings))
         if alone <= sure or len(readings) >= most:
-            excess = math.sqrt(max(0.0, spread**2 - fmean(each.relative_sd**2 for each in taken)))
+            by_chance = 1 + math.sqrt(2 / max(1, len(taken) - 1))  # one standard deviation of a sample variance above its mean
+            excess = math.sqrt(max(0.0, spread**2 - by_chance * fmean(each.relative_sd**2 for each in taken)))
             return Measured(centre, math.hypot(alone, SHARED * excess), mean(raw))
 
 

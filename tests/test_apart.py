@@ -36,7 +36,8 @@ def test_readings_that_agree_end_at_the_least_and_others_at_the_most() -> None:
 def test_readings_share_what_they_spread_by_beyond_what_they_state() -> None:
     readings = [9.8, 10.2, 10.1, 9.9, 10.0]
     spread = stdev(readings) / 10
-    for stated, shared in ((0.0, spread), (0.6 * spread, 0.8 * spread), (spread, 0.0), (3 * spread, 0.0)):
+    by_chance = 1 + math.sqrt(1 / 2)
+    for stated, shared in ((0.0, spread), (0.6 * spread / math.sqrt(by_chance), 0.8 * spread), (0.8 * spread, 0.0), (3 * spread, 0.0)):
         found = sure_of(given(*readings, stated=stated), most=5)
         assert found.relative_sd == pytest.approx(math.hypot(spread / math.sqrt(5), SHARED * shared))
 

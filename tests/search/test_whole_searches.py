@@ -83,15 +83,17 @@ def test_a_network_that_was_searched_under_one_constraint_is_frugal_in_that(sear
 
 
 def test_a_stronger_latency_term_of_gas_gives_a_faster_network(searched, space: Space, table: LatencyTable) -> None:
-    """On two of three seeds at least; in so few steps the paper's largest weight, 0.05, is taken twenty times."""
+    """On two of three seeds at least, and at no better a loss on average; in so few steps the paper's largest weight, 0.05, is taken twenty times."""
     price = prices(space, table, 1.0)[0].expected.exact
     base = SearchSettings(**{**METHODS["gas"].settings, "method": "gas", "steps": 60, "batch": 2, "crop": (64, 64), "checkpoint_s": 1e9})
     base = replace(base, decision_rate=0.05, learning_rate=0.05)
-    faster = no_better = 0
+    faster, losses = 0, [0.0, 0.0]
     for seed in range(3):
         free, held = (searched(replace(base, **given), budget_ms=1.0, seed=seed) for given in ({"term": "none"}, {"term_weight": 1.0}))
         faster += price(mode(space, held.probabilities)) < price(mode(space, free.probabilities))
-        last = [sum(next(c for c in done.curves if c.name == "search/loss").values[-10:]) / 10 for done in (free, held)]
-        no_better += last[1] > 0.97 * last[0]
+        losses = [
+            whole + sum(next(c for c in done.curves if c.name == "search/loss").values[-10:])
+            for whole, done in zip(losses, (free, held), strict=True)
+        ]
     assert faster >= 2
-    assert no_better >= 2
+    assert losses[1] > 0.97 * losses[0]
