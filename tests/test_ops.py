@@ -227,7 +227,9 @@ def test_other_bins_are_windows_of_one_size_that_reach_both_ends(side: int, bins
             close(grid[0, :, i, j], x[0, :, i * stride : i * stride + window, j * stride : j * stride + window].mean(dim=(1, 2)))
 
 
-@pytest.mark.parametrize(("height", "width", "grid"), [(12, 24, (3, 4)), (7, 9, (1, 1)), (10, 6, (1, 6)), (2, 3, (4, 4))])
+@pytest.mark.parametrize(
+    ("height", "width", "grid"), [(12, 24, (3, 4)), (7, 9, (1, 1)), (10, 6, (1, 6)), (2, 3, (4, 4)), (7, 9, (2, 4)), (9, 13, (8, 2))]
+)
 def test_a_grid_pool_is_means_a_unit_and_a_resize(height: int, width: int, grid: tuple[int, int]) -> None:
     x, module = torch.randn(2, 6, height, width), built(kind("grid_pool", grid=grid, activation="relu6"), 6, 4)
     means = F.adaptive_avg_pool2d(x, (min(grid[0], height), min(grid[1], width)))
