@@ -29,10 +29,10 @@ def test_one_measurement_is_believed_by_its_noise_and_by_how_alike_the_networks_
 def test_what_was_measured_without_noise_is_known(ratios: list[float]) -> None:
     genotypes = [{"a": index, "b": 0} for index in range(len(ratios))]
     found = Ratios(genotypes, ratios, [0.0] * len(ratios))
-    middle = sorted(map(math.log, ratios))
+    said = sorted(map(math.log, ratios))
     reach = FAR * OWN
     for genotype, ratio in zip(genotypes, ratios, strict=True):
-        if middle[-1] - middle[0] < reach:  # none of them a stray
+        if said[-1] - said[0] < reach:  # none of them a stray
             assert found.of(genotype) == pytest.approx(ratio, rel=1e-4)
 
 
