@@ -6,15 +6,19 @@ from typing import NamedTuple
 
 from segnas.arch import Operation
 from segnas.latency import LatencyTable
+from segnas.latency_tables.monotone import Inversion, table_inversions
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """`missing`: reachable operations without a price; `unreachable`: prices that no network of the space asks for; `unsure`: spread of 1 or more."""
+    """`missing`: reachable operations without a price; `unreachable`: prices that no network of the space asks for; `unsure`: spread of 1 or more;
+    `inverted`: pairs that are not monotone.
+    """
 
     missing: tuple[Operation, ...]
     unreachable: tuple[Operation, ...]
     unsure: tuple[Operation, ...]
+    inverted: tuple[Inversion, ...]
 
     @property
     def complete(self) -> bool:
@@ -52,6 +56,7 @@ def check_coverage(table: LatencyTable, operations: Iterable[Operation]) -> Cove
         missing=tuple(sorted(table.missing(reachable))),
         unreachable=tuple(sorted(entry.operation for entry in table.entries if entry.operation not in reachable)),
         unsure=tuple(sorted(entry.operation for entry in table.entries if entry.spread >= 1)),
+        inverted=table_inversions(table),
     )
 
 

@@ -20,8 +20,8 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.latency import Entry, LatencyTable, Prepare, profile_command
 from segnas.latency_tables.compose import PROTOCOL_KEY, reference_ms
 from segnas.latency_tables.merge import scaled
-from segnas.latency_tables.profile import LEAST_ROUNDS, Progress, profile
-from segnas.latency_tables.slope import IQM_LOSS, QUARTILES
+from segnas.latency_tables.profile import Progress, profile
+from segnas.latency_tables.slope import half_width_from
 from segnas.timing import percentile
 
 ENTRIES, ROUNDS = 12, 10
@@ -186,8 +186,7 @@ def _journal(folder: Path | None) -> Generator[Path]:
 def _checked(before: Entry, after: Entry, to_table: float) -> EntryCheck:
     after_ms = after.median_ms * to_table
     ratio = after_ms / before.median_ms
-    single = math.hypot(before.spread, after.spread) / QUARTILES  # standard deviation of one round's ratio
-    half_width = NORMAL_95 * math.hypot(IQM_LOSS * single / math.sqrt(LEAST_ROUNDS), math.sqrt(2) * SESSION_SD)
+    half_width = math.hypot(half_width_from(before.spread), half_width_from(after.spread), NORMAL_95 * math.sqrt(2) * SESSION_SD)
     return EntryCheck(before.operation, before.kind, before.median_ms, after_ms, ratio, ratio / (1 + half_width), ratio * (1 + half_width))
 
 

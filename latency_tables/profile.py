@@ -1,7 +1,8 @@
 """Profile: measure the price of each operation on a target, resumably, into a latency table.
 
 A group of operations is open at once; rounds visit all their probes in shuffled order with the sentinel between; an operation is done when its
-confidence interval is tight or its time is up, and goes to the journal at once. What stayed unsure is measured again, a bounded number of times.
+confidence interval is tight or its time is up, and goes to the journal at once. What stayed unsure, or costs more than the same operation on larger
+features, is measured again, a bounded number of times.
 """
 
 import math
@@ -17,18 +18,19 @@ from segnas.latency import Entry, LatencyTable, Prepare, Timed
 from segnas.latency_tables.compose import PROTOCOL, PROTOCOL_KEY, SENTINEL_KEY
 from segnas.latency_tables.journal import ProfileJournal, Record, header_of
 from segnas.latency_tables.measure import runs_in
+from segnas.latency_tables.monotone import inversions
 from segnas.latency_tables.probes import Design, designs, entry_kind
 from segnas.latency_tables.sentinel import Interleaver, Visit, sentinel_architecture, sentinel_target
-from segnas.latency_tables.slope import Price, Slope, prices, slope_of
+from segnas.latency_tables.slope import LEAST_ROUNDS, Price, Slope, prices, slope_of
 from segnas.target import Target
 from segnas.timing import percentile
 
 GROUP = 8
 VISIT_MS = 8.0  # what one turn of a probe aims at
-LEAST_ROUNDS, ROUNDS = 6, 36
+ROUNDS = 36
 TIGHT = 0.015  # relative half-width of the slope's confidence interval at which an operation is done
 ENTRY_MS = 900.0  # measuring time after which an operation is done, however wide the interval
-REPEATS = 2  # of what stayed unsure
+REPEATS = 2  # of what stayed unsure, or costs more than the same operation on larger features
 REPEATED_MS = 600.0  # an operation's share, on average, of the time for measuring again
 GPU_SHARE = 5 / 3
 """How much longer both are on a GPU, where a sample lasts 2 ms however short the network is: simulated with drift, throttling and outliers, the worst
@@ -119,13 +121,16 @@ def _require_graphs(plan: Sequence[Design], log: ProfileJournal, graph_sha256: C
 
 
 def _pending(plan: Sequence[Design], log: ProfileJournal, attempt: int, share_ms: float) -> list[Design]:
-    """What this attempt measures: everything at first, then what is not settled, within `share_ms` an operation; never what the journal holds."""
+    """What this attempt measures: everything at first, then what is not settled or not monotone, within `share_ms` an operation; never what the
+    journal holds.
+    """
     waiting = [design for design in plan if len(log.records(design.operation)) == attempt]
     if attempt == 0 or not waiting:
         return waiting
     known, _ = _prices(plan, log)
     scale = CHEAP * percentile([price.ms for price in known.values()], 50)
-    unsure = [design for design in waiting if not known[design.operation].is_settled(scale)]
+    inverted = {o for pair in inversions({o: (price.ms, price.half_width_ms) for o, price in known.items()}) for o in (pair.smaller, pair.larger)}
+    unsure = [design for design in waiting if design.operation in inverted or not known[design.operation].is_settled(scale)]
     unsure.sort(key=lambda design: -known[design.operation].half_width_ms)
     earlier = [record for design in plan for record in log.records(design.operation) if record.attempt <= attempt]
     left = share_ms * len(plan) - sum(time_of(record.visits) for record in earlier if record.attempt > 0)

@@ -16,6 +16,7 @@ from segnas.timing import interquartile_mean, percentile
 FLOOR_MS = 0.0002  # the least price: a difference of noisy clocks may come out negative, a kernel never takes less
 QUARTILES = 1.349  # interquartile range of a normal distribution, in standard deviations
 IQM_LOSS = 1.1  # standard deviation of an interquartile mean over that of a mean, for normal samples
+LEAST_ROUNDS = 6  # that an operation gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ class Price:
     def is_settled(self, scale_ms: float) -> bool:
         """Whether it is known to 5 %; what costs less than `scale_ms` need only be known to 5 % of that."""
         return self.half_width_ms <= 0.05 * max(self.ms, scale_ms)
+
+
+def half_width_from(spread: float) -> float:
+    """Half the 90 % interval over the price, of an entry with that spread and the fewest rounds."""
+    return NORMAL_95 * IQM_LOSS * spread / QUARTILES / math.sqrt(LEAST_ROUNDS)
 
 
 def prices(designs: Iterable[Design], slopes: Mapping[Operation, Slope], reference_ms: float) -> dict[Operation, Price]:

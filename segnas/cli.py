@@ -211,6 +211,7 @@ def profile(
 
     Example: segnas profile cas-fast --size 360x480 --classes 11 --out cas-fast.json
     """
+    from segnas.latency_tables.monotone import table_inversions
     from segnas.measuring import SERVICES, gpu_target, make_table, processor_target
     from segnas.screen import RichScreen
     from segnas.search.spaces import space as named_space
@@ -227,9 +228,11 @@ def profile(
         table = make_table(
             wanted, target, journal=journal, out=out, networks=networks, seed=seed, services=SERVICES, progress=progress, strict=strict
         )
-    found = {"table": str(out), "entries": len(table.entries), "scale": table.calibration.scale, "relative_sd": table.calibration.relative_sd}
-    line = f"{out}: {len(table.entries)} entries, scale {table.calibration.scale:.3f}, residual {table.calibration.relative_sd:.1%}; {target}"
-    emit(found, as_json, [line])
+    inverted, scale, relative_sd = len(table_inversions(table)), table.calibration.scale, table.calibration.relative_sd
+    found = {"table": str(out), "entries": len(table.entries), "scale": scale, "relative_sd": relative_sd, "inverted": inverted}
+    lines = [f"{out}: {len(table.entries)} entries, scale {scale:.3f}, residual {relative_sd:.1%}; {target}"]
+    lines += [f"{inverted} are priced above the same operation on larger features: `segnas tables check {out}`"] * bool(inverted)
+    emit(found, as_json, lines)
 
 
 @segnas.command()

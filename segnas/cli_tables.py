@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from segnas.arch import Architecture, Operation
     from segnas.latency import Entry, LatencyTable
     from segnas.latency_tables.check import Change
+    from segnas.latency_tables.monotone import Inversion
     from segnas.search.space import Space
 
 DEAREST = 10  # entries or changes that are listed unless all are asked for
@@ -110,6 +111,7 @@ def check(table: Path, classes: int | None, live: bool, allow: tuple[str, ...], 
         "missing": ("needed and without a price", coverage.missing),
         "unreachable": ("priced, though no network of the space has it", coverage.unreachable),
         "unsure": ("with a spread as large as the price", coverage.unsure),
+        "inverted": ("priced above the same operation on larger features", coverage.inverted),
         "at_floor": (f"priced at the least that is believed, {FLOOR_MS} ms, or below", floor),
     }
     lines = [f"{table}: the content matches its sha256; {len(loaded.entries)} entries ({_counted(_sources(loaded))})"]
@@ -343,5 +345,5 @@ def _counted(sources: dict[str, int]) -> str:
     return ", ".join(f"{count} {source}" for source, count in sources.items()) or "none"
 
 
-def _texts(operations: Iterable[Operation]) -> list[str]:
+def _texts(operations: Iterable[Operation | Inversion]) -> list[str]:
     return [str(operation) for operation in operations]

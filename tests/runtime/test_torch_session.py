@@ -21,8 +21,9 @@ from segnas.latency import LatencyTable, Prepare, Timed, priced_operations, samp
 from segnas.latency_tables import profile as profile_module
 from segnas.latency_tables.compose import reference_ms
 from segnas.latency_tables.measure import measure_all
-from segnas.latency_tables.profile import LEAST_ROUNDS, profile
+from segnas.latency_tables.profile import profile
 from segnas.latency_tables.sentinel import Interleaver, sentinel_architecture, sentinel_target
+from segnas.latency_tables.slope import LEAST_ROUNDS
 from segnas.network import initialised
 from segnas.report import Port
 from segnas.runtime.cuda_device import CudaDevice
