@@ -158,7 +158,7 @@ def test_show_lists_the_dearest_or_all(saved: Saved) -> None:
 
 def test_check_of_a_whole_table_passes(saved: Saved) -> None:
     found = values("check", saved("t.json", made()))
-    assert found == {"entries": len(made().entries), "missing": [], "unreachable": [], "unsure": [], "at_floor": []}
+    assert found == {"entries": len(made().entries), "missing": [], "unreachable": [], "unsure": [], "inverted": [], "at_floor": []}
 
 
 def test_check_names_all_that_is_wrong(saved: Saved) -> None:
@@ -170,12 +170,14 @@ def test_check_names_all_that_is_wrong(saved: Saved) -> None:
     assert result.exception.exit_code == 6
     everything = TINY.all_operations(table.target)
     missing = sorted((everything[0], everything[3]))
+    narrow = next(e for e in table.entries if str(e.operation) == "conv 48x4x8 -> 48x4x8")
     assert "has no entry for 2 operations of 'cas-tiny' with 11 classes" in str(result.exception)
     assert json.loads(result.stdout) == {
         "entries": len(table.entries) + 1,
         "missing": [str(o) for o in missing],
         "unreachable": [str(STRANGER)],
         "unsure": [str(unsure.operation)],
+        "inverted": [f"conv 48x4x8 -> 48x4x8 {narrow.median_ms:.4f} ms, {cheap.operation} 0.0001 ms"],
         "at_floor": [str(cheap.operation)],
     }
     lines = run("check", path).stdout
