@@ -95,8 +95,8 @@ def distinct(space: Space, rng: Random, probabilities: Mapping[str, Sequence[flo
         yield genotype, architecture
 
 
-def between(space: Space, low: float, high: float, price: Price, rng: Random) -> Iterator[Architecture]:
-    """Random networks, each once, whose price lies from `low` to `high`; ends where no more are found.
+def between(space: Space, low: float, high: float, price: Price, rng: Random) -> Iterator[tuple[dict[str, int], Architecture]]:
+    """Random networks, each once, whose price lies from `low` to `high`, with the genotype by which it came first; ends where no more are found.
 
     Uniform ones are drawn, and those outside left out; where too many are, walks from uniform ones follow, each step one group of decisions
     drawn anew and kept where that leads no further from the middle. Those are random, and no longer uniform.
@@ -107,7 +107,7 @@ def between(space: Space, low: float, high: float, price: Price, rng: Random) ->
             architecture = _decoded(space, genotype)
             if architecture is not None and architecture.digest not in seen:
                 seen.add(architecture.digest)
-                yield architecture
+                yield genotype, architecture
 
 
 def _rejected(space: Space, low: float, high: float, price: Price, rng: Random) -> Iterator[dict[str, int]]:

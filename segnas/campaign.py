@@ -11,7 +11,7 @@ from statistics import median
 
 from segnas.arch import Architecture
 from segnas.errors import IncompatibleError, InputError
-from segnas.files import read_noun
+from segnas.files import read_json, read_noun, unplain
 from segnas.latency import LatencyTable, Prepare
 from segnas.latency_tables.compose import PROTOCOL, PROTOCOL_KEY, SENTINEL_KEY
 from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
@@ -32,11 +32,12 @@ ATTEMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One network of a source: searched, random or given."""
+    """One network of a source: searched, random or given; `genotype` as far as it is known."""
 
     source: str
     name: str
     architecture: Architecture
+    genotype: Mapping[str, int] | None = None
 
     @property
     def digest(self) -> str:
@@ -54,8 +55,11 @@ class RandomDraws:
 
 def searched_candidate(path: Path) -> Candidate:
     """The network of a run's folder, or in a file, as a searched one."""
-    file = path / "arch.json" if path.is_dir() else path
-    return Candidate(SEARCHED, path.resolve().name if path.is_dir() else path.stem, read_noun(file, Architecture))
+    if not path.is_dir():
+        return Candidate(SEARCHED, path.stem, read_noun(path, Architecture))
+    derived = path / "derive.json"
+    genotype = unplain(dict[str, int], read_json(derived).get("genotype"), f"{derived}: genotype") if derived.is_file() else None
+    return Candidate(SEARCHED, path.resolve().name, read_noun(path / "arch.json", Architecture), genotype)
 
 
 def given_candidate(text: str, classes: int) -> Candidate:
@@ -114,13 +118,13 @@ class Campaign:
         rng, taken = Random(seed), {candidate.digest for candidate in candidates}
         anchors = [candidate.architecture for candidate in candidates if candidate.source == SEARCHED]
         if not anchors or not self.table.entries:
-            drawn = (architecture for _, architecture in distinct(draws.space, rng) if architecture.digest not in taken)
-            yield from (Candidate(RANDOM, f"random {number}", architecture) for number, architecture in enumerate(islice(drawn, draws.count), 1))
+            drawn = ((g, a) for g, a in distinct(draws.space, rng) if a.digest not in taken)
+            yield from (Candidate(RANDOM, f"random {number}", a, g) for number, (g, a) in enumerate(islice(drawn, draws.count), 1))
             return
         require_entries(draws.space, self.table)
         price = ExpectedLatency(draws.space, self.table).exact
         ratios = [self._ratio(anchor) for anchor in anchors]
-        streams: dict[str, tuple[float, Iterator[Architecture]]] = {}
+        streams: dict[str, tuple[float, Iterator[tuple[dict[str, int], Architecture]]]] = {}
         for number in range(draws.count):
             anchor = anchors[number % len(anchors)]
             middle, found = self.ms(anchor) / median(ratios), None
@@ -128,14 +132,14 @@ class Campaign:
             if abs(middle / at - 1) > within / 4:  # the ratio moved: look elsewhere
                 near = between(draws.space, middle * (1 - within), middle * (1 + within), price, Random(rng.random()))
                 streams[anchor.digest] = middle, near
-            for tried in islice((architecture for architecture in near if architecture.digest not in taken), ATTEMPTS):
+            for genotype, tried in islice(((g, a) for g, a in near if a.digest not in taken), ATTEMPTS):
                 ratios.append(self._ratio(tried))
                 if abs(self.ms(tried) / self.ms(anchor) - 1) <= within:
-                    found = tried
+                    found = Candidate(RANDOM, f"random {number + 1}", tried, genotype)
                     break
             if found is not None:
                 taken.add(found.digest)
-                yield Candidate(RANDOM, f"random {number + 1}", found)
+                yield found
             elif number < len(anchors):
                 raise InputError(
                     f"no random network of {draws.space.name!r} was found within {100 * within:g} % of the {self.ms(anchor):.3f} ms that network "

@@ -212,6 +212,7 @@ def compare(
 @click.option("--networks", type=click.IntRange(4), default=50, show_default=True, help="Networks that are scored and trained.")
 @click.option("--batches", type=click.IntRange(1), default=100, show_default=True, help="Training batches on which statistics are estimated anew.")
 @click.option("--images", type=click.IntRange(1), help="Images that supernets are scored on.  [default: all of the split]")
+@click.option("--compared", type=FILE, help="A compare.json, whose networks of SPACE are studied first, before others are drawn.")
 @scheduled
 @click.option("--out", type=FILE, required=True, help="Folder of the study; an interrupted one continues, and shares trainings with `compare`.")
 @SEED
@@ -222,6 +223,7 @@ def correlate(
     networks: int,
     batches: int,
     images: int | None,
+    compared: Path | None,
     asked: Asked,
     out: Path,
     seed: int,
@@ -236,13 +238,14 @@ def correlate(
     from segnas.files import plain
     from segnas.screen import RichScreen
     from segnas.search.spaces import space as named_space
-    from segnas.supernet_scores import Scoring, searched_run
+    from segnas.supernet_scores import Scoring, compared_networks, searched_run
     from segnas.trainings import Trainings
 
     schedule = asked.schedule(asked.target())
     wanted = named_space(space, len(schedule.train.labels.classes))
     found, scoring = [searched_run(wanted, run) for run in runs], Scoring(batches, asked.read().search.batch, images)
+    known = compared_networks(wanted, compared) if compared else ()
     with RichScreen().step("correlating scores with trainings") as progress:
-        study = correlate_all(wanted, found, networks, Trainings(out, schedule), scoring, seed=seed, progress=progress)
+        study = correlate_all(wanted, found, networks, Trainings(out, schedule), scoring, seed=seed, progress=progress, compared=known)
     write_study(study, out)
     emit(plain(study), as_json, [*study_lines(study), f"figures: {out / 'correlate.json'}, {out / 'correlate.png'}"])

@@ -5,7 +5,7 @@ networks -> measurements.jsonl (every latency, in one campaign) -> trained.jsonl
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,9 @@ from segnas.trainings import Outcome, Trainings
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One network's figures: measured latency in ms at the speed of the table's sentinel, the table's where it prices the network; mIoU, 0 to 1."""
+    """One network's figures: measured latency in ms at the speed of the table's sentinel, the table's where it prices the network; mIoU, 0 to 1; by
+    which genotype its space has it, where that is known.
+    """
 
     source: str
     name: str
@@ -39,6 +41,7 @@ class Compared:
     parameters: int
     miou: float
     engine_sha256: str
+    genotype: Mapping[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +173,8 @@ def _difference_line(difference: Difference, within: float) -> str:
 def _compared(candidate: Candidate, table: LatencyTable, ms: float, outcome: Outcome) -> Compared:
     cost = network_cost(candidate.architecture, table.target.height, table.target.width)
     predicted = _predicted(table, candidate.architecture)
-    return Compared(
-        candidate.source, candidate.name, candidate.digest, ms, predicted, cost.macs, cost.parameters, outcome.miou, outcome.engine_sha256
-    )
+    costs, found = (cost.macs, cost.parameters), (outcome.miou, outcome.engine_sha256)
+    return Compared(candidate.source, candidate.name, candidate.digest, ms, predicted, *costs, *found, candidate.genotype)
 
 
 def _predicted(table: LatencyTable, architecture: Architecture) -> float | None:

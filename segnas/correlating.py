@@ -18,11 +18,13 @@ from segnas.measuring import Progress
 from segnas.scatter_figures import Cloud, Panel, panels_picture
 from segnas.search.correlation import Interval, Verdict, advantage, correlations
 from segnas.search.space import Space
-from segnas.supernet_scores import FROM_SEARCH, UNIFORM, Scoring, SearchedRun, draw, scored_on, supernet_scores
+from segnas.supernet_scores import COMPARED, FROM_SEARCH, UNIFORM, Drawn, Scoring, SearchedRun, draw, scored_on, supernet_scores
 from segnas.trainings import Trainings
 
 MACS, PARAMETERS = "multiply-accumulates", "parameters"
 LEAST_NETWORKS = 4
+DRAWN = {FROM_SEARCH: "drawn by the search", UNIFORM: "drawn uniformly", COMPARED: "of a comparison"}
+"""Where a network comes from, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +73,19 @@ def correlate(
     *,
     seed: int,
     progress: Progress,
+    compared: Sequence[Drawn] = (),
 ) -> Study:
     """Draw networks, score each with every supernet, train each alone; a finished score or training is never repeated.
 
-    Half of the networks are drawn by the probabilities of the first run, half uniformly; fewer of the first half where the search is so sure that it
-    has no more, then uniform ones take their place. InputError below 4 networks, and where the space's networks cannot inherit.
+    Those that were `compared` are among them. Of the others half are drawn by the probabilities of the first run, half uniformly; fewer of the first
+    half where the search is so sure that it has no more, then uniform ones take their place. InputError below 4 networks, and where the space's
+    networks cannot inherit.
     """
     if networks < LEAST_NETWORKS or not runs:
         raise InputError(
             f"{networks} networks and {len(runs)} searches were given; at least {LEAST_NETWORKS} networks (50 are advised) and 1 are needed"
         )
-    drawn = draw(space, runs[0].probabilities, networks, seed)
+    drawn = draw(space, runs[0].probabilities, networks, seed, compared)
     for network in drawn:
         trainings.schedule.require(network.architecture)
     predictions = supernet_scores(
@@ -109,7 +113,11 @@ def correlate(
 def write_study(study: Study, folder: Path) -> None:
     """`correlate.json` and `correlate.png`."""
     panels = [
-        Panel(f"{p.name}: tau {p.correlations['kendall']}", _axis(p.name)[1], tuple(_cloud(study, p.name, drawn) for drawn in (FROM_SEARCH, UNIFORM)))
+        Panel(
+            f"{p.name}: tau {p.correlations['kendall']}",
+            _axis(p.name)[1],
+            tuple(_cloud(study, p.name, drawn) for drawn in DRAWN if _drawn(study, drawn)),
+        )
         for p in study.predictors
     ]
     write_bytes(folder / "correlate.png", panels_picture(panels, "mIoU trained alone, %"))
@@ -119,9 +127,9 @@ def write_study(study: Study, folder: Path) -> None:
 
 def study_lines(study: Study) -> list[str]:
     """The figures as a table for people."""
-    count = sum(network.drawn == FROM_SEARCH for network in study.networks)
+    counts = ", ".join(f"{len(_drawn(study, drawn))} {told}" for drawn, told in DRAWN.items())
     lines = [
-        f"{len(study.networks)} networks of {study.space}, {count} drawn by the search, {len(study.networks) - count} uniformly",
+        f"{len(study.networks)} networks of {study.space}: {counts}",
         f"truth: {study.schedule['train']['steps']} steps from scratch, seed {study.seed}; judged on {study.schedule['judged']}",
         f"in brackets: bootstrap intervals, 95 %; undecided where Kendall's contains 0; over MACs: Kendall's tau less that of {MACS}",
         f"{'predictor':<44} {'Pearson':<21} {'Spearman':<21} {'Kendall':<21} {'verdict':<9} over MACs",
@@ -145,7 +153,11 @@ def _axis(predictor: str) -> tuple[float, str]:
 
 
 def _cloud(study: Study, predictor: str, drawn: str) -> Cloud:
-    networks = [network for network in study.networks if network.drawn == drawn]
+    networks = _drawn(study, drawn)
     scale, _ = _axis(predictor)
     x, y = (scale * network.predictions[predictor] for network in networks), (100 * network.miou for network in networks)
-    return Cloud("drawn by the search" if drawn == FROM_SEARCH else "drawn uniformly", tuple(x), tuple(y))
+    return Cloud(DRAWN[drawn], tuple(x), tuple(y))
+
+
+def _drawn(study: Study, drawn: str) -> list[Studied]:
+    return [network for network in study.networks if network.drawn == drawn]

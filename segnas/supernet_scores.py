@@ -1,7 +1,7 @@
 """Supernet scores: networks drawn by a search and uniformly, and what its supernet says of each, kept in a journal."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -11,7 +11,7 @@ from typing import Any
 
 from segnas.arch import Architecture, canonical_json
 from segnas.errors import InputError
-from segnas.files import sha256_of
+from segnas.files import read_json, sha256_of, unplain
 from segnas.journals import Journal
 from segnas.measuring import Progress
 from segnas.search.checkpoint import CHECKPOINT_NAME
@@ -22,7 +22,7 @@ from segnas.search.supernet import Supernet, untrained_supernet
 from segnas.steps import read_probabilities
 from segnas.trainings import Schedule
 
-FROM_SEARCH, UNIFORM = "search", "uniform"
+FROM_SEARCH, UNIFORM, COMPARED = "search", "uniform", "compared"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A network of the study: by which genotype, and whether by the search's probabilities or uniformly."""
+    """A network of the study: by which genotype, and whether by the search's probabilities, uniformly, or in a comparison."""
 
     drawn: str
     genotype: dict[str, int]
@@ -72,13 +72,34 @@ def searched_run(space: Space, folder: Path) -> SearchedRun:
     return SearchedRun(folder.resolve().name, checkpoint, probabilities)
 
 
-def draw(space: Space, probabilities: Mapping[str, Sequence[float]], count: int, seed: int) -> tuple[Drawn, ...]:
-    """So many distinct networks, the search's first; InputError where the space has fewer."""
-    rng = Random(seed)
-    found = [Drawn(FROM_SEARCH, g, a) for g, a in islice(distinct(space, rng, probabilities), count - count // 2)]
-    taken = {network.architecture.digest for network in found}
-    uniform = (Drawn(UNIFORM, g, a) for g, a in distinct(space, rng) if a.digest not in taken)
-    found += islice(uniform, count - len(found))
+def compared_networks(space: Space, path: Path) -> tuple[Drawn, ...]:
+    """The networks of a `compare.json` that are of the space, searched and random ones; InputError where it holds none, or another than it names."""
+    found: dict[str, Drawn] = {}
+    for i, network in enumerate(unplain(tuple[dict[str, object], ...], read_json(path).get("networks"), f"{path}: networks")):
+        genotype = unplain(dict[str, int] | None, network.get("genotype"), f"{path}: networks[{i}].genotype")
+        if genotype is None or set(genotype) != set(space.decisions):
+            continue
+        architecture = space.decode(genotype).architecture
+        if architecture.digest != network.get("digest"):
+            raise InputError(
+                f"{path}: networks[{i}] is {network.get('digest')!r}, and its genotype is network {architecture.digest} of {space.name!r}"
+            )
+        found.setdefault(architecture.digest, Drawn(COMPARED, genotype, architecture))
+    if not found:
+        raise InputError(f"{path} holds no network of {space.name!r} with its genotype; run `segnas compare` with that space again")
+    return tuple(found.values())
+
+
+def draw(space: Space, probabilities: Mapping[str, Sequence[float]], count: int, seed: int, compared: Sequence[Drawn] = ()) -> tuple[Drawn, ...]:
+    """So many distinct networks: those that were compared, then half of the others the search's; InputError where the space has fewer."""
+    rng, found = Random(seed), list(compared)
+
+    def others(drawn: str, probabilities: Mapping[str, Sequence[float]] | None, number: int) -> Iterator[Drawn]:
+        taken = {network.architecture.digest for network in found}
+        return islice((Drawn(drawn, g, a) for g, a in distinct(space, rng, probabilities) if a.digest not in taken), max(0, number))
+
+    found += others(FROM_SEARCH, probabilities, -(-(count - len(found)) // 2))
+    found += others(UNIFORM, None, count - len(found))
     if len(found) < count:
         raise InputError(f"{count} networks of {space.name!r} were asked for, and {len(found)} could be drawn; ask for fewer")
     return tuple(found)

@@ -130,7 +130,7 @@ def test_a_study_from_the_command_line_shares_the_trainings(made: Path, tmp_path
     assert len(trained.splitlines()) == 1 + 5
     again = CliRunner().invoke(segnas, [*map(str, words)])
     assert again.exit_code == 0, again.output
-    assert "5 networks of cas-tiny, 3 drawn by the search, 2 uniformly" in again.stdout
+    assert "5 networks of cas-tiny: 3 drawn by the search, 2 drawn uniformly, 0 of a comparison" in again.stdout
     assert (tmp_path / "trained.jsonl").read_text() == trained
 
 

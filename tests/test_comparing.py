@@ -25,7 +25,7 @@ from segnas.comparing import Comparison, compare, comparison_lines, write_compar
 from segnas.cost import network_cost
 from segnas.data import Dataset, open_dataset
 from segnas.errors import IncompatibleError, InputError, UsageError
-from segnas.files import write_noun
+from segnas.files import write_noun, write_text
 from segnas.latency import Calibration, Entry, LatencyTable
 from segnas.latency_tables.compose import reference_ms
 from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
@@ -300,7 +300,8 @@ def test_what_is_written_is_what_was_found(compared, searched: list[Candidate], 
 
 
 def test_fewer_random_networks_than_asked_for_are_said(compared, searched: list[Candidate], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segnas.campaign.between", lambda *_: iter([SPACE.decode(SPACE.random(Random(101))).architecture]))
+    genotype = SPACE.random(Random(101))
+    monkeypatch.setattr("segnas.campaign.between", lambda *_: iter([(genotype, SPACE.decode(genotype).architecture)]))
     clock = Clock()
     clock.measure = lambda architecture, table: Measured(5.0, 0.004)  # type: ignore[method-assign]
     found = compared(candidates=searched[:1], clock=clock, random=6)
@@ -308,12 +309,13 @@ def test_fewer_random_networks_than_asked_for_are_said(compared, searched: list[
 
 
 def test_overlapping_windows_give_no_network_twice(compared, searched: list[Candidate], monkeypatch: pytest.MonkeyPatch) -> None:
-    few = [SPACE.decode(SPACE.random(Random(seed))).architecture for seed in (101, 102, 103)]
+    few = [(genotype, SPACE.decode(genotype).architecture) for genotype in (SPACE.random(Random(seed)) for seed in (101, 102, 103))]
     monkeypatch.setattr("segnas.campaign.between", lambda *_: iter(few))
     clock = Clock()
     clock.measure = lambda architecture, table: Measured(5.0, 0.004)  # type: ignore[method-assign]
     found = compared(candidates=searched[:2], clock=clock, random=3)
-    assert [n.digest for n in of(found, RANDOM)] == [a.digest for a in few]
+    assert [n.digest for n in of(found, RANDOM)] == [a.digest for _, a in few]
+    assert [n.genotype for n in of(found, RANDOM)] == [genotype for genotype, _ in few]
 
 
 def test_a_network_that_two_searches_found_is_one_of_the_comparison(compared, searched: list[Candidate]) -> None:
@@ -326,6 +328,8 @@ def test_candidates_come_from_runs_files_and_names(searched: list[Candidate], tm
     write_noun(tmp_path / "arch.json", architecture)
     write_noun(tmp_path / "mine.json", architecture)
     assert searched_candidate(tmp_path) == Candidate(SEARCHED, tmp_path.name, architecture)
+    write_text(tmp_path / "derive.json", '{"genotype": {"a": 1}}')
+    assert searched_candidate(tmp_path) == Candidate(SEARCHED, tmp_path.name, architecture, {"a": 1})
     assert searched_candidate(tmp_path / "mine.json") == Candidate(SEARCHED, "mine", architecture)
     assert given_candidate(str(tmp_path / "mine.json"), 19) == Candidate(GIVEN, "mine", architecture)
     assert given_candidate("fast-scnn", 19) == Candidate(GIVEN, "fast-scnn", fast_scnn(19))

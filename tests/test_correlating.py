@@ -24,7 +24,7 @@ from segnas.search.supernet import untrained_supernet
 from segnas.search.train import TrainSettings
 from segnas.steps import search_space
 from segnas.streets import write_streets
-from segnas.supernet_scores import FROM_SEARCH, UNIFORM, Scoring, SearchedRun, draw, searched_run
+from segnas.supernet_scores import COMPARED, FROM_SEARCH, UNIFORM, Scoring, SearchedRun, compared_networks, draw, searched_run
 from segnas.trainings import Outcome, Schedule, Trainings
 
 SPACE, TARGET = named_space("cas-tiny", 19), cpu_target(64, 128)
@@ -233,6 +233,37 @@ def test_trainings_of_a_comparison_are_taken_over(studied, schedule: Schedule, t
     assert len(trainer.trained) == 4
 
 
+def comparison_of(*genotypes: dict[str, int], path: Path) -> Path:
+    """A compare.json of these networks of the space, and of one that is of no space."""
+    known = [{"source": "random", "genotype": g, "digest": SPACE.decode(g).architecture.digest} for g in genotypes]
+    path.write_text(json.dumps({"networks": [*known, {"source": "given", "genotype": None, "digest": "0" * 12}]}))
+    return path
+
+
+def test_networks_of_a_comparison_are_studied_first(studied, run: SearchedRun, tmp_path: Path) -> None:
+    mine = SPACE.random(Random(7))
+    drawn = draw(SPACE, run.probabilities, 6, 0)
+    known = compared_networks(SPACE, comparison_of(mine, mine, drawn[0].genotype, path=tmp_path / "compare.json"))
+    assert [n.genotype for n in known] == [mine, drawn[0].genotype]
+    study = studied(compared=known, scored=Scored(lambda a, _: by_digest(a)))
+    assert [n.drawn for n in study.networks] == [COMPARED] * 2 + [FROM_SEARCH] * 2 + [UNIFORM] * 2
+    assert [n.genotype for n in study.networks[:2]] == [n.genotype for n in known]
+    assert len({n.digest for n in study.networks}) == 6
+    assert study_lines(study)[0] == "6 networks of cas-tiny: 2 drawn by the search, 2 drawn uniformly, 2 of a comparison"
+    assert draw(SPACE, run.probabilities, 1, 0, known) == known  # all of them, though fewer were asked for
+
+
+def test_a_comparison_of_other_networks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no network of 'cas-tiny'.*run `segnas compare`"):
+        compared_networks(SPACE, comparison_of(path=tmp_path / "none.json"))
+    path = comparison_of(SPACE.random(Random(7)), path=tmp_path / "edited.json")
+    path.write_text(path.read_text().replace('"digest": "', '"digest": "f', 1))
+    with pytest.raises(InputError, match=r"edited.json: networks\[0\] is 'f.*its genotype is network"):
+        compared_networks(SPACE, path)
+    with pytest.raises(InputError, match="does not exist"):
+        compared_networks(SPACE, tmp_path / "absent.json")
+
+
 def test_what_is_written_is_what_was_found(studied, tmp_path: Path) -> None:
     study = studied(scored=Scored(lambda a, _: 0.5), trainer=Trainer(by_digest))
     write_study(study, tmp_path)
@@ -246,7 +277,7 @@ def test_what_is_written_is_what_was_found(studied, tmp_path: Path) -> None:
     }  # fmt: skip
     assert (tmp_path / "correlate.png").read_bytes().startswith(b"\x89PNG")
     lines = study_lines(study)
-    assert lines[0] == "6 networks of cas-tiny, 3 drawn by the search, 3 uniformly"
+    assert lines[0] == "6 networks of cas-tiny: 3 drawn by the search, 3 drawn uniformly, 0 of a comparison"
     assert any(line.startswith("supernet ") and "undefined" in line and "undecided" in line for line in lines)
     assert any(line.startswith(MACS) and line.endswith("-") for line in lines)
 

@@ -73,7 +73,7 @@ def test_networks_between_two_prices_are_the_uniform_draws_that_lie_there(space:
     low, high, rng = prices[100], prices[200], Random(1)
     uniform_draws = [space.random(rng) for _ in range(400)]
     expected = dict.fromkeys(space.decode(genotype).architecture.digest for genotype in uniform_draws if low <= price(genotype) <= high)
-    found = [architecture.digest for architecture in islice(between(space, low, high, price, Random(1)), 25)]
+    found = [architecture.digest for _, architecture in islice(between(space, low, high, price, Random(1)), 25)]
     assert found == list(expected)[:25]
 
 
@@ -90,8 +90,9 @@ def test_a_window_that_no_uniform_draw_meets_is_walked_into(space: Space, monkey
         return seen.setdefault(space.decode(genotype).architecture.digest, price(genotype))
 
     found = list(islice(between(space, least - 3, least - 1, remembered, Random(0)), 3))
-    assert len({architecture.digest for architecture in found}) == 3
-    assert all(least - 3 <= seen[architecture.digest] <= least - 1 for architecture in found)
+    assert len({architecture.digest for _, architecture in found}) == 3
+    assert all(least - 3 <= seen[architecture.digest] <= least - 1 for _, architecture in found)
+    assert all(space.decode(genotype).architecture == architecture for genotype, architecture in found)
 
 
 def test_a_window_without_networks_ends(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
