@@ -31,7 +31,7 @@ from segnas.search.checkpoint import (
 )
 from segnas.search.families import decoupled
 from segnas.search.objective import cross_entropy
-from segnas.search.optimisers import decision_optimiser, freeze_normalisation, set_rate, weight_optimiser
+from segnas.search.optimisers import decision_optimiser, freeze_normalisation, kept_statistics, set_rate, weight_optimiser
 from segnas.search.prices import Priced, prices
 from segnas.search.regularise import Regulariser, Sparsity
 from segnas.search.relaxation import Relaxation
@@ -189,21 +189,25 @@ class _Run:
         return self._record("loss on weights' half" if self.settings.levels == "bilevel" else "loss", loss)
 
     def _decide(self, batch: Batch, weights_batch: Batch) -> None:
-        """One update of the decisions; at second order through the step that the weights would take on `weights_batch`."""
+        """One update of the decisions; at second order through the step that the weights would take on `weights_batch`.
+
+        Neither order moves the running statistics of normalisations, which like the weights learn from the weights' half alone (our choice).
+        """
         logits = self.relaxation.logits()
-        if self.settings.order == 2:
-            loss, sample, found = self._looked_ahead(batch, weights_batch)
-        else:
-            sample = self.relaxation.sample(logits, self.step)
-            loss = self._loss(batch, sample)
-            parameters = list(self.decisions.values())
-            found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
-        of_loss, from_prices = self._shares(loss, logits, sample.weights)
-        moves = [None if gradient is None else of_loss * gradient for gradient in found]
-        taught = self._taught(batch, decides=True)
-        if isinstance(taught, Tensor):
-            theirs = torch.autograd.grad(taught, list(self.decisions.values()), allow_unused=True)
-            moves = [other if mine is None else mine for mine, other in zip(moves, theirs, strict=True)]
+        with kept_statistics(self.supernet):
+            if self.settings.order == 2:
+                loss, sample, found = self._looked_ahead(batch, weights_batch)
+            else:
+                sample = self.relaxation.sample(logits, self.step)
+                loss = self._loss(batch, sample)
+                parameters = list(self.decisions.values())
+                found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+            of_loss, from_prices = self._shares(loss, logits, sample.weights)
+            moves = [None if gradient is None else of_loss * gradient for gradient in found]
+            taught = self._taught(batch, decides=True)
+            if isinstance(taught, Tensor):
+                theirs = torch.autograd.grad(taught, list(self.decisions.values()), allow_unused=True)
+                moves = [other if mine is None else mine for mine, other in zip(moves, theirs, strict=True)]
         self._move(moves, from_prices)
         self._record("loss on decisions' half", loss)
 

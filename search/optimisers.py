@@ -1,7 +1,8 @@
 """The optimisers of a search, of weights and of decisions, and what of the weights is not learned."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -41,3 +42,15 @@ def freeze_normalisation(supernet: nn.Module) -> None:
         if isinstance(layer, nn.BatchNorm2d):
             layer.weight.requires_grad_(False)
             layer.bias.requires_grad_(False)
+
+
+@contextmanager
+def kept_statistics(supernet: nn.Module) -> Generator[None]:
+    """Whatever runs inside leaves the running statistics of the module's normalisations as they were."""
+    before = [(buffer, buffer.clone()) for buffer in supernet.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                buffer.copy_(values)

@@ -94,6 +94,66 @@ def test_features_have_their_states_size_also_at_odd_sizes() -> None:
         assert features[index].shape[1] == 8 * stride // 4 * (2 if made.slots[index].label.endswith("output") else 1)
 
 
+def places(side: int, level: int) -> torch.Tensor:
+    """Where the pixels of a row stand in the image: pixel i of level l at pixel 2^l i, (side,)."""
+    return 2**level * torch.arange(side, dtype=torch.float64)
+
+
+def ramp(rows: torch.Tensor) -> torch.Tensor:
+    """A feature that says where each of its pixels reads: the row, and a little of the column, (1, 1, side, side)."""
+    return (rows[:, None] + rows[None, :] / 4096)[None, None]
+
+
+def transitions(made: Space, finest: int) -> dict[tuple[str, int, int], tuple[torch.nn.Module, int, int]]:
+    """One module of each kind of transition, (operation, level before, level after), with its sides where that at 1/4 is `finest`, an odd number."""
+    supernet, found = Supernet(made).double().eval(), {}
+    for index, slot in enumerate(made.slots):
+        if slot.join is None and (slot.label.endswith(".down") or slot.kinds[0].op == "resize"):
+            before, after = made.levels[slot.sources[0]], made.levels[index]
+            sides = (int((finest - 1) * 2.0 ** (2 - level)) + 1 for level in (before, after))
+            found[slot.kinds[0].op, before, after] = (supernet.module(index, slot.kinds[0]), *sides)
+    return found
+
+
+@pytest.mark.parametrize("finest", [33, 65, 129, 257])
+def test_down_at_odd_sizes_a_unit_reads_exactly_where_its_pixels_stand(finest: int) -> None:
+    """The middle of each kernel, that is, from corner to corner."""
+    units = {way: rest for way, rest in transitions(small(4), finest).items() if way[0] == "conv"}
+    assert {way[1:] for way in units} == {(2, 3), (3, 4), (4, 5)}
+    for (_, before, after), (unit, side, onto) in units.items():
+        widths: list[int] = []
+        for layer in unit.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                widths.append(layer.in_channels)
+                torch.nn.init.zeros_(layer.weight)
+                torch.nn.init.ones_(layer.weight[:, 0, 1, 1])
+            elif isinstance(layer, torch.nn.BatchNorm2d) and layer.running_var is not None:
+                torch.nn.init.constant_(layer.running_var, 1 - layer.eps)
+        with torch.no_grad():
+            found = unit([ramp(places(side, before)).expand(-1, *widths, -1, -1)], (onto, onto))
+        torch.testing.assert_close(found, ramp(places(onto, after)).expand_as(found), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("finest", [33, 65, 129, 257])
+def test_a_resize_at_odd_sizes_keeps_the_middle_and_upwards_the_corners(finest: int) -> None:
+    """Bilinear with half-pixel centres, our convention (the released code aligns corners): both sides are one stretch, each pixel the middle of its
+    share. So no pixel reads half a pixel of the coarser side or more from where it stands, and down and up again is nothing but for the ends.
+    """
+    resizes = {way[1:]: rest for way, rest in transitions(small(4), finest).items() if way[0] == "resize"}
+    assert set(resizes) == {(1, 2), (2, 3), (2, 4), (3, 4), (3, 5), (3, 2), (4, 2), (4, 3), (5, 2), (2, 0)}
+    for (before, after), (resize, side, onto) in resizes.items():
+        image, stands = ramp(places(side, before)), places(onto, after)
+        reads = ((torch.arange(onto, dtype=torch.float64) + 0.5) * side / onto - 0.5).clamp(0, side - 1) * 2**before
+        found = resize([image], (onto, onto))
+        torch.testing.assert_close(found, ramp(reads), rtol=0, atol=1e-9)
+        kept = [onto // 2] if before < after else [0, onto // 2, -1]
+        torch.testing.assert_close(reads[kept], stands[kept], rtol=0, atol=1e-9)
+        assert float((reads - stands).abs().max()) < 2 ** max(before, after) / 2
+        if before < after:
+            inside = slice(2 ** (after - before), -(2 ** (after - before)))
+            torch.testing.assert_close(resize([found], (side, side))[..., inside, inside], image[..., inside, inside], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize(("size", "sides"), [(769, {193, 97, 49, 25}), (513, {129, 65, 33, 17})])
 def test_at_the_papers_crops_every_way_to_a_scale_gives_the_same_size(size: int, sides: set[int]) -> None:
     made = space("auto-deeplab", 19)

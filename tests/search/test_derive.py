@@ -7,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segnas.errors import InputError
-from segnas.search.derive import mode, score_of, under_budget
+from segnas.search.derive import likeliest, mode, score_of, under_budget
 from segnas.search.expected import ExpectedLatency
 from segnas.search.sampling import one_hot
 from segnas.search.spaces import SPACES
+from segnas.search.trellis import trellis_of
 
 TINY = SPACES["cas-tiny"](7)
+RANKINGS = ("odds", "strength", "pruned")
 
 
 def scores_of(space, seed=0, spread=1.0):
@@ -43,12 +45,39 @@ def test_mode_obeys_every_rule(seed, ranking, spread):
     TINY.check(mode(TINY, probabilities_of(scores_of(TINY, seed, spread)), ranking))
 
 
-@pytest.mark.parametrize("ranking", ["odds", "strength"])
-def test_mode_of_one_hot_gives_it_back(any_space, ranking):
-    rng = Random(0)
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_mode_and_likeliest_of_random_logits_obey_every_rule(any_space, ranking):
+    states = trellis_of(any_space)
+    for seed, spread in enumerate((0.1, 1.0, 50.0)):
+        p = probabilities_of(scores_of(any_space, seed, spread))
+        any_space.check(mode(any_space, p, ranking))
+        any_space.check(likeliest(any_space, p, ranking, states))
+
+
+def best_under(rule, scores):
+    """The highest sum of scores, one of each decision, under a rule: decision by decision, by how many are on so far."""
+    best = {0: 0.0}
+    for off, *on in scores:
+        ways = [(k, worth + off) for k, worth in best.items()] + [(k + 1, worth + max(on)) for k, worth in best.items() if on]
+        best = {k: max(worth for other, worth in ways if other == k) for k, _ in ways}
+    return max(worth for k, worth in best.items() if rule.low <= k <= rule.high)
+
+
+@pytest.mark.parametrize("spread", [1.0, 5.0])
+def test_no_genotype_of_any_space_is_more_probable_than_the_mode(any_space, spread):
+    scores = scores_of(any_space, 3, spread)
+    best = math.fsum(best_under(group, [scores[name].tolist() for name in group.decisions]) for group in any_space.groups)
+    assert score_of(scores, mode(any_space, probabilities_of(scores))) == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_mode_and_likeliest_of_one_hot_give_it_back(any_space, ranking):
+    rng, states = Random(0), trellis_of(any_space)
     for _ in range(10):
         genotype = any_space.random(rng)
-        assert mode(any_space, one_hot(any_space, genotype).weights, ranking) == genotype
+        weights = one_hot(any_space, genotype).weights
+        assert mode(any_space, weights, ranking) == genotype
+        assert likeliest(any_space, weights, ranking, states) == genotype
 
 
 def test_odds_and_strength_can_differ(toy_named):

@@ -99,14 +99,25 @@ def test_price_of_dead_ends_and_paths_is_near_full_enumeration(name, bound, toy_
         assert float(expected(p)) == pytest.approx(enumerated(space, p, expected.exact), rel=bound)
 
 
-@pytest.mark.parametrize("name", [name for name in SPACES if name not in ("dcnas", "auto-deeplab", "fast-nas")])
+LARGEST = ("dcnas", "auto-deeplab", "fast-nas")
+BESIDE = {"gas": 0.01, "dcnas": 0.01, "sparsemask": 0.01, "fast-nas-small": 0.08, "fast-nas": 0.25}
+"""How far an expected price may lie beside the mean where presences are taken as independent, by the beginning of the space's name.
+
+In Fast-NAS two sides that read one entry are at one size, so their independence is far off: up to 6 and 19 % too much by seven draws of logits.
+"""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGEST else name for name in SPACES])
 def test_price_of_registered_spaces_agrees_with_draws(name, made_up_table):
+    """Within four standard errors of the mean of draws; where presences are taken as independent, that far beside it."""
     space, rng = SPACES[name](7), Random(0)
     expected, p = ExpectedLatency(space, made_up_table(space)), probabilities(space)
     assert expected.is_linear == name.startswith(("cas", "darts"))  # elsewhere an input that no edge reads is not there
+    beside = next((share for start, share in BESIDE.items() if name.startswith(start)), 0.0)
+    assert not (beside and (expected.is_linear or expected.walks))
     weights = {name: values.tolist() for name, values in p.items()}
-    prices = torch.tensor([expected.exact(space.random(rng, weights)) for _ in range(2000)])
-    bound = 4 * float(prices.std()) / math.sqrt(2000) + (0 if expected.is_linear else 0.01 * float(prices.mean()))
+    prices = torch.tensor([expected.exact(space.random(rng, weights)) for _ in range(2000)], dtype=torch.float64)
+    bound = 4 * float(prices.std()) / math.sqrt(2000) + beside * float(prices.mean())
     assert abs(float(prices.mean() - expected(p))) < bound
 
 

@@ -115,6 +115,32 @@ def test_each_half_moves_its_own_parameters_only(searched, monkeypatch: pytest.M
     assert seen["_learn"] | seen["_decide"] == set(range(16))
 
 
+@pytest.mark.parametrize("given", [{}, {"order": 2}, {"teacher": True}], ids=["first-order", "second-order", "taught"])
+def test_a_step_of_the_decisions_leaves_weights_momentum_and_statistics_to_the_bit(searched, monkeypatch, tmp_path: Path, given) -> None:
+    """So each normalisation has counted the batches of the weights' steps alone, a teacher's beside them."""
+    original = loop._Run._decide
+    seen: list[tuple[str, int]] = []
+
+    def spied(self, *batches: Batch) -> None:
+        def held() -> tuple[str, int]:
+            momenta = [memory["momentum_buffer"] for memory in self.weight_optimiser.state.values()]
+            return digest([*self.supernet.state_dict().values(), *momenta]), len(momenta)
+
+        before, decided = held(), digest(self.decisions.values())
+        original(self, *batches)
+        assert held() == before
+        assert digest(self.decisions.values()) != decided
+        seen.append(before)
+
+    monkeypatch.setattr(loop._Run, "_decide", spied)
+    settings = replace(SETTINGS, steps=4, checkpoint_s=1e9, **given)
+    searched(settings)
+    assert len(set(seen)) == 2  # between the two the weights' steps moved them
+    assert all(momenta for _, momenta in seen)
+    counted = {int(tensor) for name, tensor in load_tensors(tmp_path / "c.safetensors")[0].items() if name.endswith("num_batches_tracked")}
+    assert counted == {settings.steps * (1 + settings.teacher)}
+
+
 def test_one_pass_fills_every_gradient_and_the_optimisers_share_nothing(searched, monkeypatch: pytest.MonkeyPatch) -> None:
     """GAS: one backward pass for weights, decisions and guidance; each parameter has one optimiser."""
     original = loop._Run._learn
@@ -148,6 +174,29 @@ def test_one_pass_fills_every_gradient_and_the_optimisers_share_nothing(searched
     monkeypatch.setattr(loop._Run, "_learn", spied)
     searched(replace(MODES["gas"], checkpoint_s=1e9))
     assert set(seen) == set(range(16))  # the whole training set
+
+
+def test_in_one_pass_the_decisions_gradient_has_no_part_in_the_weights_clip(searched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """GAS: a million times the decisions' gradient leaves the weights' step the same to the bit; what is clipped has the norm of the clip."""
+    settings, begin = replace(MODES["gas"], steps=1, warmup=0, clip=0.01, weight_decay=0.0), loop._Run.__init__
+    learned, norms = [], []
+    for times in (1.0, 1e6):
+
+        def begun(self, *given, times: float = times) -> None:
+            begin(self, *given)
+            for parameter in self.decisions.values():
+                parameter.register_hook(lambda gradient: times * gradient)
+
+        monkeypatch.setattr(loop._Run, "__init__", begun)
+        found = searched(settings, checkpoint=tmp_path / f"{times}")
+        norms.append(curve(found, "gradient of the loss to the decisions, norm")[0])
+        tensors = load_tensors(tmp_path / f"{times}")[0]
+        learned.append({name: tensor for name, tensor in tensors.items() if name.startswith(("supernet.", "weights."))})
+    assert norms[1] == pytest.approx(1e6 * norms[0], rel=0.01)
+    assert norms[1] > 1e3 * settings.clip
+    assert all(torch.equal(tensor, learned[1][name]) for name, tensor in learned[0].items())
+    momenta = [tensor for name, tensor in learned[0].items() if name.endswith("momentum_buffer")]
+    assert float(torch.cat([momentum.flatten() for momentum in momenta]).norm()) == pytest.approx(settings.clip, rel=1e-4)
 
 
 def test_with_two_phases_the_multi_scale_cell_is_searched_last(searched, made_up_table, streets: Dataset, tmp_path: Path, stopping) -> None:

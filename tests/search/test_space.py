@@ -11,14 +11,19 @@ from hypothesis import strategies as st
 from segnas.errors import InputError
 from segnas.kinds import kind
 from segnas.latency import priced_operations
+from segnas.search.derive import likeliest
 from segnas.search.draft import Draft
+from segnas.search.sampling import one_hot
 from segnas.search.slots import Choice, Keep, Link, Slot, Widths
 from segnas.search.space import Space
 from segnas.search.spaces import SPACES
 from segnas.search.spaces.cells import cell
+from segnas.search.trellis import trellis_of
 from segnas.target import Target
 
 CONV, SKIP, NONE, IMAGE = kind("conv"), kind("skip"), kind("none"), Slot(kind("image"), (), 3)
+IDLE = ("auto-deeplab", "dcnas", "fasterseg", "sparsemask", "toy-dense", "toy-trellis")
+"""Spaces whose networks may leave decisions out."""
 TARGET = Target("made-up", "onnxruntime", "1.0", "fp32", 96, 128)
 
 
@@ -150,6 +155,47 @@ def test_decoding_is_deterministic_and_sized_for_segmentation(any_space):
             slot = any_space.slots[origin]
             assert node.label == slot.label
             assert node.op == "add" if slot.join else node.kind in slot.kinds
+
+
+def met_from_the_output(space, genotype):
+    """The decisions of the slots that a walk back from the output comes to, through the inputs that are on."""
+    named, met, waiting = set(), set(), [len(space.slots) - 1]
+    while waiting:
+        index = waiting.pop()
+        if index in met:
+            continue
+        met.add(index)
+        named |= {chosen.decision for chosen in (space.slots[index].kind, space.slots[index].channels) if isinstance(chosen, Choice | Widths)}
+        for entry in space.slots[index].inputs:
+            link = entry if isinstance(entry, Link) else Link(entry, "", 0)
+            named |= {link.decision} if link.decision else set()
+            if link.decision == "" or (link.decision and genotype[link.decision] == link.option):
+                waiting.append(link.source)
+    return named
+
+
+def idle_decisions(space, genotype):
+    """Those that a network leaves out: the moves off its path, or the groups that the walk back from its output meets nothing of."""
+    states = trellis_of(space)
+    if states is not None:
+        return set(states.moves) - set(states.path(genotype))
+    met = met_from_the_output(space, genotype)
+    return {name for group in space.groups if not met & set(group.decisions) for name in group.decisions}
+
+
+def test_a_canonical_genotype_decodes_to_the_same_network_is_its_own_and_is_derived_again(any_space):
+    """Canonical are a genotype's idle decisions where they stand as in one fixed genotype: what they are has no say."""
+    rng, seen = Random(11), 0
+    fixed = any_space.random(Random(0))
+    for _ in range(10):
+        genotype, other = any_space.random(rng), any_space.random(rng)
+        idle = idle_decisions(any_space, genotype)
+        canonical, changed = ({**genotype, **{name: source[name] for name in idle}} for source in (fixed, other))
+        assert any_space.decode(canonical) == any_space.decode(changed) == any_space.decode(genotype)
+        assert idle_decisions(any_space, canonical) == idle_decisions(any_space, changed) == idle
+        assert likeliest(any_space, one_hot(any_space, canonical).weights, trellis=trellis_of(any_space)) == canonical
+        seen += len(idle)
+    assert (seen > 0) == any_space.name.startswith(IDLE)
 
 
 def test_networks_are_equal_iff_their_live_parts_are(toy_named):
