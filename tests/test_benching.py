@@ -1,21 +1,26 @@
 """Engines on disk, timed: scopes, sentinel, other machines, other runtimes, two in turns."""
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from segnas import benching, yardstick
+from segnas import benching, evaluating, yardstick
 from segnas.arch import Architecture, Node
 from segnas.benching import Wish, bench_engine, bench_run, compare_engines, evaluate_run, pretraining_of
 from segnas.data import Dataset, open_dataset
 from segnas.errors import IncompatibleError, InputError, RequirementError, UsageError
 from segnas.export.manifest import read_engine, write_engine
 from segnas.exporting import export_engine
+from segnas.files import sha256_of
 from segnas.kinds import kind
 from segnas.network import initialised
 from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.runtime.session import Session, open_session
 from segnas.runtime.trtexec import Query
 from segnas.steps import save_weights
 from segnas.streets import write_streets
@@ -88,6 +93,35 @@ def test_all_scopes_are_timed_of_the_same_bytes(engines, streets):
     assert dict(drawn.timing.conditions)["pictures"] == "4: drawn streets of 64x128, JPEG in memory"
     assert drawn.timing.normalised_median_ms is None
     assert dict(drawn.timing.conditions)["sentinel"] == "none: not wanted"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sha256 of every engine that is opened to be timed or scored, read anew from what is opened."""
+    found: list[str] = []
+
+    def watched(engine: bytes | Path, *given: Any, **named: Any) -> Session:
+        found.append(hashlib.sha256(engine if isinstance(engine, bytes) else engine.read_bytes()).hexdigest())
+        return open_session(engine, *given, **named)
+
+    for module in (benching, evaluating):
+        monkeypatch.setattr(module, "open_session", watched)
+    return found
+
+
+def test_what_is_scored_has_the_sha256_of_what_is_timed_and_other_bytes_are_refused(engines, streets, tmp_path, opened):
+    short = replace(SHORT, scopes=("end_to_end",), sentinel=False)
+    record = bench_run(engines[0], short)
+    evaluate_run(engines[0], short, streets)
+    assert opened == [sha256_of(engines[0])] * 2 == [record.engine.sha256] * 2
+    swapped = tmp_path / "swapped" / "model.onnx"
+    shutil.copytree(engines[0].parent, swapped.parent)
+    content = bytearray(swapped.read_bytes())
+    content[-1] ^= 1
+    swapped.write_bytes(content)
+    for use in (lambda: bench_run(swapped, short), lambda: evaluate_run(swapped, short, streets), lambda: bench_engine(swapped, seconds=0)):
+        with pytest.raises(IncompatibleError, match=f"sha256 was {record.engine.sha256} .*, {sha256_of(swapped)} was found"):
+            use()
 
 
 def test_accuracy_is_of_the_engine_that_was_timed(engines, streets):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from statistics import correlation as stdlib_correlation
 
 import pytest
 
@@ -186,6 +187,32 @@ def test_correlations_are_of_the_figures_that_are_shown(studied) -> None:
         assert {name: interval.value for name, interval in predictor.correlations.items()} == expected
         for interval in predictor.correlations.values():
             assert interval.low <= interval.value <= interval.high
+
+
+def test_every_correlation_is_told_with_n_and_an_interval_as_a_bootstrap_of_its_rows_gives_it(studied, tmp_path: Path) -> None:
+    """From what was written: Spearman's and Pearson's of the proxy by the standard library, on rows drawn by another generator."""
+    scored, trainer = Scored(lambda a, re_estimated: by_digest(a) if re_estimated else 0.5), Trainer(lambda a: by_digest(a) + 0.3 * by_macs(a))
+    study = studied(networks=16, scored=scored, trainer=trainer)
+    write_study(study, tmp_path)
+    content, rng = json.loads((tmp_path / "correlate.json").read_text()), Random(2)
+    rows = [(network["predictions"]["supernet"], network["miou"]) for network in content["networks"]]
+    (told,) = (found["correlations"] for found in content["predictors"] if found["name"] == "supernet")
+    assert len({x for x, _ in rows}) == len(rows) == 16
+    for name in ("pearson", "spearman"):
+        values: list[float] = []
+        for _ in range(2000):
+            columns = [list(column) for column in zip(*rng.choices(rows, k=16), strict=True)]
+            if name == "spearman":  # twice the mean rank, less one: who is smaller and who is not larger
+                columns = [[float(sum((v < w) + (v <= w) for v in column)) for w in column] for column in columns]
+            values.append(stdlib_correlation(*columns))
+        values.sort()
+        assert (told[name]["low"], told[name]["high"]) == pytest.approx((values[50], values[1950]), abs=0.06)
+    lines = study_lines(study)
+    assert lines[0].startswith("16 networks of cas-tiny")
+    assert "bootstrap intervals, 95 %" in lines[2]
+    (line,) = (line for line in lines if line.startswith("supernet "))
+    for name in ("pearson", "spearman", "kendall"):
+        assert "{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**told[name]) in line
 
 
 @pytest.mark.parametrize(("scores", "trainings"), [(0, 999), (15, 999), (999, 4)])

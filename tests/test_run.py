@@ -2,14 +2,18 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import segnas.run
 import segnas.run_steps
+from segnas import benching, evaluating
 from segnas.arch import Architecture
 from segnas.benching import bench_engine
+from segnas.benchmark import benchmark_of
 from segnas.errors import IncompatibleError, UsageError
 from segnas.export.manifest import read_engine
 from segnas.files import read_json, read_noun, sha256_of
@@ -21,6 +25,7 @@ from segnas.recipe import Recipe, recipe_from_toml
 from segnas.report import Report
 from segnas.run_context import Run, SilentScreen
 from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.runtime.session import Session, open_session
 from segnas.search.budget import bounds
 from segnas.search.checkpoint import load_tensors
 from segnas.search.spaces import space as named_space
@@ -112,9 +117,23 @@ def made(recipe: Recipe, folder: Path, table_file: Path, clock: Clock | None = N
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, recipe: Recipe, table_file: Path) -> tuple[Path, Report, Clock]:
+def opened() -> dict[str, list[str]]:
+    """The sha256 of each engine that the finished run opened to time it (`benching`) and to score it (`evaluating`), read from what was opened."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, recipe: Recipe, table_file: Path, opened: dict[str, list[str]]) -> tuple[Path, Report, Clock]:
     folder, clock = tmp_path_factory.mktemp("runs") / "tiny", Clock()
-    return folder, segnas.run.run(made(recipe, folder, table_file, clock)), clock
+
+    def watched(name: str, engine: Path, *given: Any, **named: Any) -> Session:
+        opened.setdefault(name, []).append(sha256_of(engine))
+        return open_session(engine, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (benching, evaluating):
+            patch.setattr(module, "open_session", partial(watched, module.__name__.rpartition(".")[2]))
+        return folder, segnas.run.run(made(recipe, folder, table_file, clock)), clock
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -167,6 +186,15 @@ def test_everything_in_the_report_is_of_the_same_network(finished: tuple[Path, R
     assert engine.parity is not None
     assert engine.parity.passed
     assert clock.networks
+
+
+def test_the_engine_that_was_scored_has_the_sha256_of_the_one_that_was_timed(
+    finished: tuple[Path, Report, Clock], opened: dict[str, list[str]]
+) -> None:
+    shipped = sha256_of(finished[0] / "model.onnx")
+    assert opened == {"benching": [shipped], "evaluating": [shipped]}
+    assert finished[1].engine.sha256 == shipped
+    assert benchmark_of(finished[1]).engine.sha256 == shipped
 
 
 def test_the_report_says_what_was_asked_and_what_was_measured(finished: tuple[Path, Report, Clock], table_file: Path) -> None:

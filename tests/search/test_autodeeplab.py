@@ -59,10 +59,30 @@ def test_cells_are_counted_as_the_paper_does_and_as_we_may_derive_them() -> None
     for sources in range(2, 7):
         ways = list(itertools.product(range(sources), range(8)))
         listed *= sum(1 for _ in itertools.product(ways, ways))
-    assert paper == listed == (2 * 3 * 4 * 5 * 6) ** 2 * 8**10 == 556_627_761_561_600
+    assert paper == listed == (2 * 3 * 4 * 5 * 6) ** 2 * 8**10 == 16**2 * 24**2 * 32**2 * 40**2 * 48**2 == 556_627_761_561_600
     made = space("auto-deeplab", 19)
     ours = math.prod(ruling.count(rule, [8] * len(rule.decisions)) for rule in made.rules)
     assert ours == math.prod(math.comb(sources, 2) * 7**2 for sources in range(2, 7)) == 762_683_172_300
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 5])
+def test_the_counted_cells_are_the_papers_without_repetition_order_and_none(blocks: int) -> None:
+    """The paper's pairs of (input, operation), listed block by block, and those of them that may be derived, as sets of edges: the very assignments
+    that the space's rules allow. Blocks are independent, so both counts are products; the whole of a small space is counted too.
+    """
+    made, paper, ours = small(4, blocks=blocks), 1, 1
+    for block in range(blocks):
+        names = [f"cell.{block}.{source}" for source in range(block + 2)]
+        (rule,) = (rule for rule in made.rules if set(rule.decisions) & set(names))
+        assert list(rule.decisions) == names
+        pairs = list(itertools.product(itertools.product(range(block + 2), CANDIDATES), repeat=2))
+        derived = {frozenset(pair) for pair in pairs if pair[0][0] != pair[1][0] and "none" not in dict(pair).values()}
+        allowed = list(ruling.assignments(rule, [8] * len(names)))
+        assert {frozenset((i, tuple(CANDIDATES)[o]) for i, o in enumerate(chosen) if o) for chosen in allowed} == derived
+        assert len(derived) == len(allowed) == ruling.count(rule, [8] * len(names))
+        paper, ours = paper * len(pairs), ours * len(derived)
+    assert (paper, ours) == {2: (147_456, 7_203), 3: (150_994_944, 2_117_682), 5: (556_627_761_561_600, 762_683_172_300)}[blocks]
+    assert made.count() == ours * math.prod(size for name, size in made.decisions.items() if not name.startswith("cell."))
 
 
 def test_transitions_that_do_not_exist_have_no_weight_at_all() -> None:

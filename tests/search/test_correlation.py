@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from itertools import combinations
+from random import Random
 from statistics import correlation as stdlib_correlation
 
 import numpy as np
@@ -152,6 +153,39 @@ def test_a_bootstrap_of_the_mean_has_the_normal_interval() -> None:
     assert found.value == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.06 * error + 0.01)
     assert found.verdict == "positive"
+
+
+def test_intervals_of_normal_columns_are_those_of_fishers_z() -> None:
+    """atanh(r) is normal: its variance is 1 / (n - 3) of Pearson's, (1 + r^2 / 2) / (n - 3) of Spearman's (Bonett and Wright 2000) and
+    0.437 / (n - 4) of Kendall's (Fieller, Hartley and Pearson 1957).
+    """
+    rows, rng = 300, np.random.default_rng(0)
+    x = rng.normal(size=rows)
+    y = 0.6 * x + 0.8 * rng.normal(size=rows)
+    found = correlations(x, y, seed=0)
+    variances = {"pearson": lambda r: 1 / (rows - 3), "spearman": lambda r: (1 + r**2 / 2) / (rows - 3), "kendall": lambda r: 0.437 / (rows - 4)}
+    for name, variance in variances.items():
+        value, low, high = found[name].value, found[name].low, found[name].high
+        assert value is not None
+        half = 1.96 * math.sqrt(variance(value))
+        expected = math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+        assert (low, high) == pytest.approx(expected, abs=0.15 * (expected[1] - expected[0]))
+
+
+def test_intervals_are_those_of_rows_that_are_drawn_and_counted_one_by_one() -> None:
+    """A bootstrap with another generator, whose statistics are counted from their definitions."""
+    rng = Random(1)
+    rows = [(value, value + rng.gauss(0, 1.2)) for value in (rng.gauss(0, 1) for _ in range(14))]
+    drawn = [list(zip(*rng.choices(rows, k=14), strict=True)) for _ in range(2000)]
+    by_hand = {
+        "kendall": [by_counting(*columns) for columns in drawn],
+        "spearman": [stdlib_correlation(by_places(x), by_places(y)) for x, y in drawn],
+        "pearson": [stdlib_correlation(x, y) for x, y in drawn],
+    }
+    for name, interval in correlations(*zip(*rows, strict=True), seed=0).items():
+        values = sorted(value for value in by_hand[name] if value is not None)
+        assert len(values) == 2000
+        assert (interval.low, interval.high) == pytest.approx((values[50], values[1950]), abs=0.06)
 
 
 def test_a_bootstrap_keeps_rows_together_and_is_seeded() -> None:

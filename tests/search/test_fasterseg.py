@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -24,12 +25,14 @@ from segnas.cost import macs, network_cost, parameters
 from segnas.data import Dataset, open_dataset
 from segnas.errors import InputError
 from segnas.kinds import Kind, kind
+from segnas.measuring import Services
 from segnas.network import Network
 from segnas.ops import build
 from segnas.search import loop
 from segnas.search.expected import ExpectedLatency, ExpectedPrice
 from segnas.search.families import at_widths, decoupled, families, narrowest, widest
 from segnas.search.incoming import Incoming, suits
+from segnas.search.path_decode import PathDecoder
 from segnas.search.prices import prices
 from segnas.search.published_fasterseg import fasterseg_student
 from segnas.search.sampling import drawn_widths, gumbel, one_hot, probabilities_of, softmax
@@ -41,9 +44,11 @@ from segnas.search.spaces.fasterseg import CANDIDATES, SCALES, Widening, branche
 from segnas.search.supernet import Supernet, inherit
 from segnas.search.teacher import teacher_genotype
 from segnas.search.terms import BAND, BOUNDS, Doubling
-from segnas.search.trellis import networks
+from segnas.search.trellis import networks, trellis_of
+from segnas.steps import derive_network, write_curves
 from segnas.streets import write_streets
 from segnas.target import Target
+from segnas.timing import Measured
 
 TARGET = Target("made-up", "onnxruntime", "1.0", "fp32", 96, 128)
 
@@ -203,6 +208,13 @@ def test_the_three_decoupled_prices_are_those_of_their_definition(made_up_table)
     mean = (parts[0] + 497 * parts[1] + 2 * parts[2]) / 500
     assert float(decoupled(space, p, (1 / 500, 497 / 500, 2 / 500), expected)) == pytest.approx(float(mean), rel=1e-12)
     assert sum(SearchSettings().shares) == pytest.approx(1)
+
+
+def test_a_single_way_beside_searched_widths_is_no_space_whose_paths_are_listed(made_up_table) -> None:
+    """Of three layers one has a way to choose, which is a trellis; but what an operation costs is decided by its width too."""
+    space = toy(3, 6, 12)
+    assert trellis_of(space) is not None
+    assert PathDecoder.of(space, trellis_of(space), ExpectedLatency(space, made_up_table(space))) is None
 
 
 def test_a_space_without_widths_or_ways_decouples_what_it_has(made_up_table) -> None:
@@ -402,6 +414,35 @@ def test_student_and_teacher_learn_each_from_their_own_loss_and_only_the_student
         assert of_loss is not None
         assert float(of_loss.abs().sum()) > 0
         assert (of_price is None) == (name in teacher)
+
+
+def test_student_and_teacher_are_derived_twice_alike_and_the_search_stays_as_it_is(
+    made_up_table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released code took the softmax of its saved logits in place, so that deriving again began from others."""
+    monkeypatch.setattr("segnas.search.budget.EVALUATIONS", 4000)
+    run = searching(made_up_table)
+    run.advance(batch(), None)
+    run.advance(batch(), batch())
+    kept, logits = tmp_path / "search.checkpoint.safetensors", {name: p.detach().clone() for name, p in run.decisions.items()}
+    run.save(kept, {})
+    taught = run.taught_probabilities()
+    assert run.relaxation.mode() == run.relaxation.mode()
+    assert taught is not None
+    space, searched, table = run.space, tmp_path / "search.json", made_up_table(run.space)
+    write_curves(searched, (), space=space.name, ranking=run.settings.ranking, probabilities=run.probabilities(), teacher=taught)
+    before, budget = (kept.read_bytes(), searched.read_bytes()), 1.02 * ExpectedLatency(space, table).exact(run.relaxation.mode())
+    services: Any = Services(None, lambda network, prices: Measured(prices.estimate(network).total_ms, 0.001), None)  # type: ignore[arg-type]
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        derive_network(space, searched, table, budget, out=tmp_path / name / "arch.json", seed=0, services=services, progress=lambda *_: None)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).glob("*.json")} for name in ("one", "other")]
+    assert files[0] == files[1]
+    assert files[0].keys() == {"arch.json", "teacher.arch.json", "derive.json"}
+    assert files[0]["arch.json"] != files[0]["teacher.arch.json"]
+    run.save(kept, {})
+    assert (kept.read_bytes(), searched.read_bytes()) == before
+    assert all(torch.equal(logits[name], p) for name, p in run.decisions.items())
 
 
 def test_the_sandwich_trains_the_extremes(made_up_table, monkeypatch: pytest.MonkeyPatch) -> None:

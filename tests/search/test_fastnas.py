@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segnas import measuring
+from segnas.augment import Augmentation, batches
 from segnas.cost import network_cost
-from segnas.data import Dataset, open_dataset
+from segnas.data import Dataset, halves, network_input, open_dataset, read_image
 from segnas.errors import InputError, UsageError, VerificationError
 from segnas.exporting import export_engine
 from segnas.kinds import Kind
@@ -554,6 +555,90 @@ def test_cached_features_are_those_of_the_live_encoder(work: TwoStageScore) -> N
             torch.testing.assert_close(candidate.tail(taps, SIZE), logits, rtol=1e-4, atol=1e-5)
 
 
+def test_cached_crops_are_those_of_the_live_encoder_under_the_same_augmentation(work: TwoStageScore) -> None:
+    """The eight crops are two epochs of the four images that are learned from: drawn again, and sent through the whole network and the teacher."""
+    network, crops = Candidate(work, work.space.random(Random(0))).network.eval(), work.crops
+    assert work.learning.samples == tuple(work.dataset.samples[index] for index in halves(8, 0)[0])
+    frozen = Augmentation((64, 64), (0.75, 1.25))
+    drawn = [b for epoch in range(2) for b in batches(work.learning, range(4), seed=0, epoch=epoch, batch_size=4, augmentation=frozen, workers=0)]
+    images = torch.cat([batch.images for batch in drawn])
+    assert not torch.equal(images[:4].sort(0).values, images[4:].sort(0).values)  # each epoch augments otherwise
+    assert torch.equal(crops.labels.long(), torch.cat([batch.labels for batch in drawn]))
+    places = {node.label: index for index, node in enumerate(network.architecture.nodes)}
+    taps = {label: places[label] for label in work.backbone.taps if label in places}
+    assert len(taps) > 1
+    assert work.teacher is not None
+    assert crops.logits is not None
+    with torch.no_grad():
+        logits, live = network.features(images, taps.values())
+        for label, place in taps.items():
+            torch.testing.assert_close(crops.features[label], live[place], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(Tail(network)(crops.features, (64, 64)), logits, rtol=1e-4, atol=1e-5)
+        taught = F.interpolate(work.teacher(images), size=(8, 8), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(crops.logits, taught, rtol=1e-4, atol=1e-5)
+
+
+def statistics_of(module: nn.Module, run: Callable[[], object]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The mean over the calls of mean and variance of what each normalisation of the module is given while `run` runs it in training mode."""
+    seen: dict[str, list[Tensor]] = {name: [] for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+
+    def keep(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen[name].append(given[0])
+
+    hooks = [module.get_submodule(name).register_forward_pre_hook(functools.partial(keep, name)) for name in seen]
+    module.train()
+    with torch.no_grad():
+        run()
+    for hook in hooks:
+        hook.remove()
+    return {
+        name: (torch.stack([x.mean((0, 2, 3)) for x in xs]).mean(0), torch.stack([x.var((0, 2, 3)) for x in xs]).mean(0)) for name, xs in seen.items()
+    }
+
+
+@pytest.mark.parametrize(("stage", "decay"), [(0, 0.9), (0, 0.0), (1, 0.99)])
+def test_each_stage_scores_the_averaged_weights_with_the_statistics_of_those(
+    work: TwoStageScore, monkeypatch: pytest.MonkeyPatch, stage: int, decay: float
+) -> None:
+    """First the average takes the place of the last weights, for good (the released code copies it into the model too), then normalisations are
+    estimated. At decay 0 the average is the last weights.
+    """
+    raw, mean = dict[str, Tensor](), dict[str, Tensor]()
+    original = PolyakAverage.swap_in
+
+    def spied(average: PolyakAverage) -> None:
+        raw.update({name: tensor.detach().clone() for name, tensor in average.tensors.items()})
+        mean.update(average.average)
+        original(average)
+
+    monkeypatch.setattr(PolyakAverage, "swap_in", spied)
+    staged = replace(QUICK.staged, polyak=decay, final_polyak=decay)
+    candidate = Candidate(replace(work, settings=replace(QUICK, staged=staged)), work.space.random(Random(0)))
+    work, module = candidate.work, (candidate.tail, candidate.network)[stage]
+    (candidate.stage_0, candidate.stage_1)[stage]()
+    found = {name: (layer.running_mean, layer.running_var) for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    found = {name: tuple(value.clone() for value in values if value is not None) for name, values in found.items()}
+    assert all(torch.equal(mean[name], parameter) for name, parameter in module.named_parameters())
+
+    def again() -> None:
+        if stage:
+            images = [network_input(read_image(sample.image), *SIZE) for sample in work.learning.samples]
+            for pair in (images[:2], images[2:]):
+                module(torch.from_numpy(np.concatenate(pair)))
+        else:
+            order = np.random.default_rng((0, 3, 0)).permutation(8)
+            for chosen in (order[:4], order[4:]):
+                module({label: feature[chosen] for label, feature in work.crops.features.items()}, (64, 64))
+
+    expected = statistics_of(module, again)
+    assert expected.keys() == found.keys()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    module.load_state_dict(raw, strict=False)
+    of_raw = statistics_of(module, again)
+    assert (decay == 0.0) == all(torch.equal(raw[name], value) for name, value in mean.items())
+    assert (decay == 0.0) == all(torch.allclose(found[name][0], of_raw[name][0], rtol=1e-4, atol=1e-5) for name in found)
+
+
 def test_the_teacher_is_cached_at_the_finest_features_size(work: TwoStageScore) -> None:
     assert work.crops.logits is not None
     assert work.crops.logits.shape == (8, 19, 8, 8)
@@ -580,6 +665,7 @@ def test_stage_0_leaves_the_backbone_as_it_is_and_stage_1_moves_it(work: TwoStag
 
 def test_a_rejected_candidate_has_the_reward_of_stage_0_and_says_so(work: TwoStageScore, small: Space) -> None:
     genotype = small.random(Random(0))
+    work.hear([SampledTrial(0, "complete", genotype, -0.9, notes={"stage0": -0.9})])  # a few steps may come to a reward of 0, which passes this only
     passed = work.score(genotype)
     work.hear([SampledTrial(0, "complete", genotype, 0.9, notes={"stage0": 0.9}), SampledTrial(1, "failed", genotype)])
     stopped = work.score(genotype)

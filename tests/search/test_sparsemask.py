@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from segnas.arch import Architecture
+from segnas.augment import Batch
 from segnas.cost import convolutions, network_cost
 from segnas.data import Dataset, open_dataset
 from segnas.errors import IncompatibleError, UsageError
@@ -25,10 +26,12 @@ from segnas.search.draft import Draft
 from segnas.search.expected import ExpectedLatency
 from segnas.search.frozen import BACKBONE_NAME, frozen_backbone, supernet_start
 from segnas.search.gates import separation
+from segnas.search.prices import prices
 from segnas.search.published_sparsemask import STAGES, WIRING, sparsemask_released
 from segnas.search.regularise import Sparsity, gates_wanted
 from segnas.search.relaxation import Relaxation
 from segnas.search.sampling import Sample, clamp, everything, gate_probabilities, zero_logits
+from segnas.search.scoring import Scorer, inherited, supernet_score
 from segnas.search.settings import SearchSettings, TrainSettings, with_method
 from segnas.search.slots import Link
 from segnas.search.space import Space
@@ -160,6 +163,32 @@ def test_gates_start_at_one_stay_in_range_and_their_noise_is_off_outside_of_step
             parameter += 5 * torch.randn(2)
     relaxation.project()
     assert all(0 <= value <= 2 for parameter in relaxation.raw.values() for value in parameter.tolist())
+
+
+def test_only_steps_draw_noise_and_evaluating_twice_gives_the_same(small: Space, streets: Dataset, made_up_table) -> None:
+    """A search that is evaluated twice behind each step, by its gates, its network, its price and its supernet, goes the way of one that never is."""
+    table, batch = made_up_table(small), Batch(torch.randn(2, 3, 32, 32), torch.randint(0, 19, (2, 32, 32)), (0, 1))
+    scorer, image = Scorer(streets, (0,), (32, 64)), torch.randn(1, 3, 32, 32)
+
+    def evaluated(run: loop._Run) -> tuple[object, list[float]]:
+        chosen = run.relaxation.mode()
+        with torch.no_grad():
+            logits = inherited(run.supernet, chosen)(image)
+        found = run.probabilities(), chosen, run.limits[0].expected.exact(chosen), supernet_score(run.supernet, chosen, scorer, None)
+        return found, logits.flatten().tolist()
+
+    def ended(times: int) -> dict[str, tuple[float, ...]]:
+        run = loop._Run(small, prices(small, table, 30.0), settings(decision_rate=0.1), 0, "cpu", {})
+        for _ in range(2):
+            before = run.relaxation.random.get_state()
+            run.advance(batch, None)
+            assert not torch.equal(before, run.relaxation.random.get_state())
+            seen = [evaluated(run) for _ in range(times)]
+            assert all(one == seen[0] for one in seen)
+            assert run.supernet.training
+        return run.probabilities()
+
+    assert ended(2) == ended(0)
 
 
 def test_a_gate_at_zero_can_come_back(small: Space) -> None:
