@@ -173,7 +173,7 @@ def hard(space: Space, logits: Logits, *, rng: Random) -> Sample:
     """One genotype that obeys the rules, drawn by the softmax given the rules, with straight-through weights: 1
     forward, the softmax's gradient backward.
 
-    The cheapest sampler and priced exactly; its gradient is biased (it is that of the softmax without the rules).
+    The cheapest sampler; its gradient is biased (it is that of the softmax without the rules).
     """
     weights = probabilities_of(logits)
     return _straight_through(weights, space.random(rng, {name: values.tolist() for name, values in weights.items()}))

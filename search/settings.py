@@ -229,7 +229,7 @@ METHODS: dict[str, Method] = {
         },
         warmup=0.3,
     ),
-    "hard": Method("one network that obeys the rules at each step, straight-through weights, priced exactly (ours)", {"sampler": "hard"}),
+    "hard": Method("one network that obeys the rules at each step, straight-through weights (ours)", {"sampler": "hard"}),
     "sparsemask": Method(
         "a gate in 0..2 a link, with noise, weights and gates in one pass, sparsity loss; links below 1e-3 are pruned (SparseMask, section 3.3; the "
         "latency term and the sparsity's rise are ours)",
