@@ -1,9 +1,10 @@
 """What the runtime adds to ONNX Runtime: `Session.run` and the samples of `bench` beside a bare loop of `InferenceSession.run`, on the same file.
 
-    python benchmarks/overhead.py [ENGINE] [--milliseconds 5] [--pairs 60] [--threads 1]
+    python benchmarks/overhead.py [ENGINE] [--milliseconds 5] [--pairs 192] [--openings 48] [--threads 1]
 
 Without an engine, a network is searched that takes about so many milliseconds. The three take turns in random order, in blocks of twenty runs, opened
-anew six times; the figure is the ratio of medians with its interval. The bare loop is opened with the same options, and is given the same image.
+anew every few blocks, for where its memory lies moves a session by some percent; the figure is the ratio of medians with its interval. The bare loop
+is opened with the same options, and is given the same image.
 """
 
 import time
@@ -24,7 +25,7 @@ from segnas.runtime.versus import interval
 from segnas.search.spaces import space
 from segnas.timing import cpu_times, disturbance, percentile
 
-OPENINGS, RUNS = 6, 20
+RUNS = 20
 
 
 def network_of(milliseconds: float, threads: int) -> tuple[bytes, object]:
@@ -48,9 +49,10 @@ def network_of(milliseconds: float, threads: int) -> tuple[bytes, object]:
 @click.command()
 @click.argument("engine", required=False, type=click.Path(path_type=Path))
 @click.option("--milliseconds", default=5.0, show_default=True)
-@click.option("--pairs", default=60, show_default=True)
+@click.option("--pairs", default=192, show_default=True)
+@click.option("--openings", default=48, show_default=True)
 @click.option("--threads", default=1, show_default=True)
-def main(engine: Path | None, milliseconds: float, pairs: int, threads: int) -> None:
+def main(engine: Path | None, milliseconds: float, pairs: int, openings: int, threads: int) -> None:
     """Print the medians and the two ratios."""
     if engine is None:
         content, target = network_of(milliseconds, threads)
@@ -59,7 +61,7 @@ def main(engine: Path | None, milliseconds: float, pairs: int, threads: int) -> 
         content, target = artefact.read_bytes(), manifest.target
     dice, before = Random(0), cpu_times()
     groups: dict[str, list[list[tuple[float, float]]]] = {"run": [], "sample": []}
-    for _ in range(OPENINGS):
+    for _ in range(openings):
         options = session_options(target.threads, dict(target.options).get("optimisation", "all"))
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if dict(target.options).get("spinning") == "on" else "0")
         bare = ort.InferenceSession(content, options, providers=[CPU_PROVIDER])
@@ -83,13 +85,13 @@ def main(engine: Path | None, milliseconds: float, pairs: int, threads: int) -> 
             way()
         for kept in groups.values():
             kept.append([])
-        for _ in range(pairs // OPENINGS):
+        for _ in range(pairs // openings):
             found = {name: ways[name]() for name in dice.sample(list(ways), len(ways))}
             for name, kept in groups.items():
                 kept[-1].append((found[name], found["bare"]))
         ours.close()
     around = disturbance(before, cpu_times())
-    print(f"{target}; {pairs} rounds of blocks of {RUNS} runs, {OPENINGS} openings; machine idle: {'unknown' if around is None else around.quiet}")
+    print(f"{target}; {pairs} rounds of blocks of {RUNS} runs, {openings} openings; machine idle: {'unknown' if around is None else around.quiet}")
     for name, kept in groups.items():
         mine, bare_ms = (percentile([pair[i] for group in kept for pair in group], 50) for i in (0, 1))
         low, high = interval(kept)
