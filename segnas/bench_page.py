@@ -75,13 +75,19 @@ def benchmark_text(run: Benchmark) -> str:
 
 def timing_text(timing: Timing) -> str:
     """One scope in a line; under MLPerf's rules the 90 % percentile comes first, as there."""
-    normalised = "" if timing.normalised_median_ms is None else f", normalised {timing.normalised_median_ms:.3f} ms"
+    normalised = "" if timing.normalised_median_ms is None else f", normalised {timing.normalised_median_ms:.3f} ms{_of_processes(timing)}"
     judged = f"90 % percentile {timing.p90_ms:.3f} ms (MLPerf SingleStream), " if dict(timing.conditions).get("rigor") == "mlperf" else ""
     return (
         f"{judged}median {timing.median_ms:.3f} ms ({timing.fps:.1f} FPS){normalised}; p90 {timing.p90_ms:.3f}, p95 {timing.p95_ms:.3f}, p99 "
         f"{timing.p99_ms:.3f} ms; {timing.throughput_qps:.1f} queries/s; variation {percent(timing.coefficient_of_variation)}; {timing.runs} runs in "
         f"{timing.duration_s:.1f} s after {timing.warmup_runs}"
     )
+
+
+def _of_processes(timing: Timing) -> str:
+    """How far the processes lie apart that the normalised latency is the mean of; empty for a single one."""
+    each = [float(text) for text in dict(timing.conditions).get("normalised_ms_of_each", "").split()]
+    return f" (mean of {len(each)} processes, {min(each):.3f} to {max(each):.3f})" if each else ""
 
 
 def steps_text(timing: Timing) -> str:

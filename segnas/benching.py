@@ -18,6 +18,7 @@ from segnas.evaluating import evaluate_engine
 from segnas.export.manifest import read_engine, versions
 from segnas.measuring import Progress
 from segnas.network import weights_digest
+from segnas.repeated import repeated
 from segnas.report import Accuracy, Engine, Timing
 from segnas.runtime.bench import Yardstick, bench
 from segnas.runtime.evaluate import evaluate
@@ -48,7 +49,8 @@ RETARGETED = ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt")
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What is to be timed: how long, in which scopes (all that the target has, where none is given), on which runtime (the engine's own), which
-    fields may differ from the machine that the engine was made for, and whether the machine's own speed is measured beside it.
+    fields may differ from the machine that the engine was made for, whether the machine's own speed is measured beside it, and in how many processes
+    scope `end_to_end` is, if it is.
     """
 
     rigor: str = "standard"
@@ -57,6 +59,7 @@ class Wish:
     runtime: str = ""
     allowed: tuple[str, ...] = ()
     sentinel: bool = True
+    processes: int = 1
 
 
 def bench_engine(path: Path, *, seconds: float, progress: Progress | None = None) -> tuple[Engine, Timing]:
@@ -84,6 +87,8 @@ def bench_run(
                 raw = list[tuple[float, float]]()
                 told = _shares(progress, index, len(scopes), scope)
                 timings.append(_timed(session, wish, None if yardstick is None else yardstick.yardstick(), raw, told))
+                if wish.processes > 1 and yardstick is not None and scope == "end_to_end":
+                    timings[-1] = repeated(timings[-1], _words(path, wish, scope), wish.processes, told)
                 if queries is not None and not index:
                     tells: Callable[[int], Sequence[Query]] | None = getattr(session, "queries", None)
                     queries += computed(raw) if tells is None else tells(QUERIES)
@@ -235,6 +240,13 @@ def _timed(session: Session, wish: Wish, yardstick: Yardstick | None, raw: list[
     shown = rigor.name if wish.seconds is None else f"{rigor.name}, but {wish.seconds:g} s"
     conditions = dict(timing.conditions) | {"rigor": shown} | ({} if yardstick else {"sentinel": _no_sentinel(session.target, wish)})
     return replace(timing, conditions=tuple(sorted(conditions.items())))
+
+
+def _words(path: Path, wish: Wish, scope: str) -> list[str]:
+    """What `segnas bench` is told, to time that scope in the same way."""
+    words = [str(path), "--scope", scope, "--rigor", wish.rigor, *(word for field in wish.allowed for word in ("--allow-mismatch", field))]
+    words += [] if wish.seconds is None else ["--seconds", f"{wish.seconds}"]
+    return [*words, "--runtime", wish.runtime] if wish.runtime else words
 
 
 def _no_sentinel(target: Target, wish: Wish) -> str:

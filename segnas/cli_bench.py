@@ -23,6 +23,11 @@ from segnas.target import SCOPES
 @click.option("--trtexec-json", type=FILE, help="Write the single queries of the first scope as trtexec's --exportTimes does.")
 @click.option("--allow-mismatch", "allowed", multiple=True, metavar="FIELD", help="Time it though this field is another machine's; may be repeated.")
 @click.option("--sentinel/--no-sentinel", default=True, show_default=True, help="Measure the CPU's own speed in between.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="How many processes a CPU's normalised latency is the mean of, end to end.  [default: 4 at rigor standard, else 1, and 1 with --seconds]",
+)
 @JSON
 def bench(
     engine: Path,
@@ -38,6 +43,7 @@ def bench(
     trtexec_json: Path | None,
     allowed: tuple[str, ...],
     sentinel: bool,
+    processes: int | None,
     as_json: bool,
 ) -> None:
     """Time an engine, and measure the mIoU of the same file.
@@ -48,10 +54,12 @@ def bench(
     from segnas.benching import Wish, bench_run, compare_engines, evaluate_run
     from segnas.data import open_dataset
     from segnas.files import plain, require_writable, write_text
+    from segnas.runtime.rigor import rigor_named
     from segnas.runtime.trtexec import Query, records_text
     from segnas.screen import RichScreen
 
-    wish = Wish(rigor, seconds, scopes, runtime, allowed, sentinel)
+    usual = rigor_named(rigor, "").processes if seconds is None else 1
+    wish = Wish(rigor, seconds, scopes, runtime, allowed, sentinel, usual if processes is None else processes)
     dataset = None if data_root is None else open_dataset(name, data_root, split)
     for path in (None if out is None else out / "bench.json", trtexec_json):
         if path is not None:

@@ -123,7 +123,7 @@ class Timing:
     """Latency of one engine, in ms; percentiles by trtexec's rule. `conditions` are sorted pairs of text: load, steal, spinning, affinity.
 
     `normalised_median_ms` is the median at the speed that the machine has where a sentinel, timed in between, takes its reference time; both are
-    among the conditions. None where no sentinel was timed.
+    among the conditions, and so are the processes that it is the mean of, where it is of several. None where no sentinel was timed.
     """
 
     scope: str

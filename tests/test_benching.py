@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from segnas import benching, evaluating, yardstick
 from segnas.arch import Architecture, Node
+from segnas.bench_page import timing_text
 from segnas.benching import Wish, bench_engine, bench_run, compare_engines, evaluate_run, pretraining_of
 from segnas.data import Dataset, open_dataset
 from segnas.errors import IncompatibleError, InputError, RequirementError, UsageError
@@ -233,3 +235,36 @@ def test_an_empty_engine_is_refused(engines, tmp_path):
     write_engine(tmp_path / "garbage", b"no engine at all", engine)
     with pytest.raises(InputError, match="onnxruntime cannot open this engine"):
         bench_run(tmp_path / "garbage" / "model.onnx", SHORT)
+
+
+def test_the_normalised_latency_is_the_mean_over_processes(engines, capfd):
+    wish = Wish(seconds=0.05, scopes=("end_to_end",), processes=3)
+    (timing,) = bench_run(engines[0], wish).timings
+    each = [float(text) for text in dict(timing.conditions)["normalised_ms_of_each"].split()]
+    assert dict(timing.conditions)["processes"] == "3"
+    assert len(set(each)) == 3  # no two clocks say the same
+    assert timing.normalised_median_ms == pytest.approx(sum(each) / 3, rel=1e-3)
+    assert f"(mean of 3 processes, {min(each):.3f} to {max(each):.3f})" in timing_text(timing)
+    alone = bench_run(engines[0], replace(wish, processes=1)).timings[0]
+    assert "processes" not in dict(alone.conditions)
+    assert "processes" not in timing_text(alone)
+    assert "processes" not in dict(bench_run(engines[0], replace(wish, sentinel=False)).timings[0].conditions)  # nothing to take the mean of
+
+
+def test_further_processes_time_the_same_and_their_errors_are_told(engines, monkeypatch):
+    asked: list[list[str]] = []
+
+    def called(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        if len(asked) > 1:
+            return subprocess.CompletedProcess(words, 1, "", "a\nError: no such luck")
+        return subprocess.CompletedProcess(words, 0, json.dumps({"timings": [{"normalised_median_ms": 5.0}]}), "")
+
+    monkeypatch.setattr("segnas.repeated.subprocess.run", called)
+    wish = Wish("quick", 0.05, ("end_to_end",), "onnxruntime", ("device",), processes=2)
+    (timing,) = bench_run(engines[0], wish).timings
+    assert dict(timing.conditions)["normalised_ms_of_each"].endswith(" 5.0000")
+    same = ["--scope", "end_to_end", "--rigor", "quick", "--allow-mismatch", "device", "--seconds", "0.05", "--runtime", "onnxruntime"]
+    assert asked[0][1:] == ["-m", "segnas", "bench", str(engines[0]), *same, "--processes", "1", "--json"]
+    with pytest.raises(RequirementError, match="ended with 1 and said: Error: no such luck"):
+        bench_run(engines[0], wish)
