@@ -2,8 +2,8 @@
 
     python benchmarks/budgets.py OUT SPACE:METHOD:STEPS... [--data-root FOLDER] [--budgets p10,p35,p65,p90]
 
-Tables are the committed ones of this machine. Every step is resumed where OUT has it already. The fresh figure is the sentinel-normalised mean of
-five new processes, which were not asked while trimming; the raw mean stands beside it.
+Tables are those of this machine in a folder, the committed ones at first. Every step is resumed where OUT has it already. The fresh figure is the
+sentinel-normalised mean of five new processes, which were not asked while trimming; the raw mean stands beside it.
 """
 
 import json
@@ -24,6 +24,7 @@ from segnas.latency_tables.store import load_table
 from segnas.measuring import SERVICES
 from segnas.network import initialised
 from segnas.recipe import read_recipe
+from segnas.runtime.processor import device_name
 from segnas.search.budget import budget_ms
 from segnas.search.settings import by_method, shortened
 from segnas.search.spaces import space as named_space
@@ -50,14 +51,15 @@ def fresh(architecture: Architecture, table) -> tuple[float, float, float]:
 @click.option("--data-root", type=click.Path(path_type=Path), required=True)
 @click.option("--budgets", default="p10,p35,p65,p90", show_default=True)
 @click.option("--table-suffix", default="256x512-t1.json", show_default=True)
+@click.option("--tables", type=click.Path(path_type=Path), default=TABLES, help="Folder of tables of this machine.  [default: the committed ones]")
 @click.option("--searched/--all", default=False, help="Only search; time nothing.")
-def main(out: Path, cases: tuple[str, ...], data_root: Path, budgets: str, table_suffix: str, searched: bool) -> None:
+def main(out: Path, cases: tuple[str, ...], data_root: Path, budgets: str, table_suffix: str, tables: Path, searched: bool) -> None:
     """Search each SPACE:METHOD:STEPS, derive it for every budget, measure afresh, print the table."""
     rows = []
     for case in cases:
         name, method, steps = case.split(":")
-        (path,) = [p for p in TABLES.glob(f"{name}-*{table_suffix}") if load_table(p).space == name]
-        table = load_table(path)
+        of_space = [load_table(path) for path in tables.glob(f"{name}-*{table_suffix}")]
+        (table,) = [table for table in of_space if table.space == name and table.target.device == device_name()]
         classes = next(e.operation.output.channels for e in table.entries if e.operation.op == "classifier")
         made, folder = named_space(name, classes), out / name
         settings = shortened(by_method(read_recipe("camvid-cpu").search, method), int(steps))
