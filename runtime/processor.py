@@ -5,7 +5,6 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-
 WIDEST = ("amx_int8", "avx512_vnni", "avx512f", "avx_vnni", "avx2")
 """Instructions, as Linux names them, by which runtimes choose kernels, the most capable first."""
 
