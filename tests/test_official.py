@@ -1,5 +1,6 @@
 """Every number of the official evaluation: against what its script wrote, a slow reading of its rules, and (slow) the script itself, live."""
 
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -206,14 +207,17 @@ def test_instances_that_cannot_be() -> None:
 def official_python() -> Path:
     """A Python with cityscapesScripts 2.3.0 and a numpy that it works with, made once in the user's cache; skipped where it cannot be installed."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segnas" / "cityscapesscripts-2.3.0"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     python = folder / "bin" / "python"
-    if not (folder / "complete").is_file():
-        venv.create(folder, with_pip=True, clear=True)
-        words = [str(python), "-m", "pip", "install", "-q", "cityscapesscripts==2.3.0", "numpy<2.4"]
-        made = subprocess.run(words, capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            pytest.skip(f"cityscapesscripts cannot be installed: {(made.stderr.strip().splitlines() or ['pip failed'])[-1]}")
-        (folder / "complete").touch()
+    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several of pytest's workers come here at once
+        if not (folder / "complete").is_file():
+            venv.create(folder, with_pip=True, clear=True)
+            words = [str(python), "-m", "pip", "install", "-q", "cityscapesscripts==2.3.0", "numpy<2.4"]
+            made = subprocess.run(words, capture_output=True, text=True, check=False)
+            if made.returncode != 0:
+                pytest.skip(f"cityscapesscripts cannot be installed: {(made.stderr.strip().splitlines() or ['pip failed'])[-1]}")
+            (folder / "complete").touch()
     return python
 
 
