@@ -162,7 +162,7 @@ def side_by_side_text(found: SideBySide) -> str:
 def front_title(front: Front) -> str:
     """What all runs of a panel have in common."""
     target = front.target
-    what = f"{target.device}, {target.runtime} {target.precision}, {target.height}x{target.width}, {target.scope}"
+    what = f"{target.device}, {target.runtime}, {target.height}x{target.width}, {target.scope}"
     threads = "" if target.scope == "gpu" else f", {target.threads} thread{'s' if target.threads > 1 else ''}"
     return f"{what}{threads}, {front.dataset} {front.split}"
 

@@ -53,7 +53,7 @@ class Spot:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Benchmarks of one target, in one scope, on one split: what may be compared."""
+    """Benchmarks of one target, in one scope, on one split, in whatever precision: what may be compared. `target` is the first one's."""
 
     target: Target
     dataset: str
@@ -86,16 +86,20 @@ def benchmark_of(report: Report) -> Benchmark:
 
 
 def side_by_side(runs: Sequence[Benchmark], created: str) -> SideBySide:
-    """The benchmarks as given, each under a name of its own, and the fronts of those with an accuracy: one for each target, scope and split."""
+    """The benchmarks as given, each under a name of its own, and the fronts of those with an accuracy: one for each target, scope and split,
+    in which engines of several precisions compete.
+    """
     named = _distinct(runs)
-    groups: dict[tuple[Target, str, str], list[tuple[str, float, float]]] = {}
+    groups: dict[tuple[Target, str, str], tuple[Target, list[tuple[str, float, float]]]] = {}
     for run in named:
         if run.accuracy is None:
             continue
         for timing in run.timings:
-            key = (replace(run.target, scope=timing.scope), run.accuracy.dataset, run.accuracy.split)
-            groups.setdefault(key, []).append((run.name, timing.median_ms, run.accuracy.miou))
-    return SideBySide(created, named, tuple(Front(*key, spots=front(points)) for key, points in groups.items()))
+            target = replace(run.target, scope=timing.scope)
+            key = (replace(target, precision="fp32"), run.accuracy.dataset, run.accuracy.split)
+            groups.setdefault(key, (target, []))[1].append((run.name, timing.median_ms, run.accuracy.miou))
+    fronts = tuple(Front(target, dataset, split, front(points)) for (_, dataset, split), (target, points) in groups.items())
+    return SideBySide(created, named, fronts)
 
 
 def front(points: Sequence[tuple[str, float, float]]) -> tuple[Spot, ...]:

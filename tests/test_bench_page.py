@@ -134,7 +134,7 @@ def test_several_runs_share_a_page_a_table_and_a_picture(tmp_path):
     faster = made("int8 again", CPU, CPU_TOLD, 7.0, 0.40)
     found = write_side_by_side([CPU_RUN, slower, faster, GPU_RUN], tmp_path)
     assert read_noun(tmp_path / "report.json", SideBySide) == found
-    assert len(found.fronts) == 6  # three targets, two scopes each
+    assert len(found.fronts) == 4  # a CPU with engines of two precisions and a GPU, two scopes each
     text = (tmp_path / "report.txt").read_text()
     assert text == side_by_side_text(found)
     assert text.count("\n") > 8

@@ -53,6 +53,9 @@ def test_each_target_scope_and_split_has_a_front_of_its_own():
         (1, "end_to_end", "test", ["d"]),
     ]
     assert [s.on_front for s in found.fronts[0].spots] == [True, False]
+    of_int8 = run("f", 4.0, 0.45, replace(TARGET, precision="int8"))
+    (first, *_) = side_by_side([*runs, of_int8], "now").fronts
+    assert [(s.name, s.on_front) for s in first.spots] == [("f", True), ("a", True), ("b", False)]
     assert [r.name for r in found.runs] == ["a", "b", "c", "d", "e"]
 
 
