@@ -70,12 +70,17 @@ def measured_apart(
             (folder / f"{digest}.engine").write_bytes(content)
         task = {"target": plain(target), "reference_ms": reference_ms, "seed": seed, "networks": [plain(a) for a in networks.values()]}
         (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-m", "segnas.apart", str(folder)], capture_output=True, text=True, check=False)
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
+        printed = answer_of("the process that measures", "segnas.apart", str(folder))
+    return {digest: Measured(*values) for digest, values in json.loads(printed.splitlines()[-1]).items()}
+
+
+def answer_of(what: str, module: str, *words: str) -> str:
+    """What that module prints when it runs in a new process, called `what`; RequirementError, with what it said, where it fails or prints nothing."""
+    done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout.strip():
         said = (done.stderr.strip() or "nothing").splitlines()[-1]
-        raise RequirementError(f"the process that measures ended with {done.returncode} and said: {said}")
-    return {digest: Measured(*values) for digest, values in json.loads(lines[-1]).items()}
+        raise RequirementError(f"{what} ended with {done.returncode} and said: {said}")
+    return done.stdout
 
 
 def _main(folder: Path) -> None:

@@ -5,13 +5,11 @@ a shared machine (docs/results.md). Opening anew within a process does not take 
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from segnas.errors import RequirementError
+from segnas.apart import answer_of
 from segnas.report import Timing
 
 
@@ -31,10 +29,5 @@ def repeated(timing: Timing, words: Sequence[str], processes: int, progress: Cal
 
 
 def _elsewhere(words: Sequence[str]) -> float:
-    done = subprocess.run(
-        [sys.executable, "-m", "segnas", "bench", *words, "--processes", "1", "--json"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = (done.stderr.strip() or "nothing").splitlines()[-1]
-        raise RequirementError(f"the process that times the engine once more ended with {done.returncode} and said: {said}")
-    return float(json.loads(done.stdout)["timings"][0]["normalised_median_ms"])
+    printed = answer_of("the process that times the engine once more", "segnas", "bench", *words, "--processes", "1", "--json")
+    return float(json.loads(printed)["timings"][0]["normalised_median_ms"])

@@ -237,7 +237,7 @@ def test_an_empty_engine_is_refused(engines, tmp_path):
         bench_run(tmp_path / "garbage" / "model.onnx", SHORT)
 
 
-def test_the_normalised_latency_is_the_mean_over_processes(engines, capfd):
+def test_the_normalised_latency_is_the_mean_over_processes(engines):
     wish = Wish(seconds=0.05, scopes=("end_to_end",), processes=3)
     (timing,) = bench_run(engines[0], wish).timings
     each = [float(text) for text in dict(timing.conditions)["normalised_ms_of_each"].split()]
@@ -260,7 +260,7 @@ def test_further_processes_time_the_same_and_their_errors_are_told(engines, monk
             return subprocess.CompletedProcess(words, 1, "", "a\nError: no such luck")
         return subprocess.CompletedProcess(words, 0, json.dumps({"timings": [{"normalised_median_ms": 5.0}]}), "")
 
-    monkeypatch.setattr("segnas.repeated.subprocess.run", called)
+    monkeypatch.setattr("segnas.apart.subprocess.run", called)
     wish = Wish("quick", 0.05, ("end_to_end",), "onnxruntime", ("device",), processes=2)
     (timing,) = bench_run(engines[0], wish).timings
     assert dict(timing.conditions)["normalised_ms_of_each"].endswith(" 5.0000")
