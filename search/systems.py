@@ -8,7 +8,11 @@ from segnas.search.trellis import networks
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One system: its name and paper, what it searches and how, and its names here. `evidence` says what is the paper's, its code's, or ours."""
+    """One system: its name and paper, what it searches and how, and its names here. `evidence` says what is the paper's, its code's, or ours.
+
+    `search_seconds` is what the search of the quick recipe took here, one run (docs/results.md, "The systems, quick"), `published_days` the GPU-days
+    that its own search took as published: DARTS's second order by its own paper, the others as DCNAS (table 1) quotes them; None where nobody says.
+    """
 
     name: str
     paper: str
@@ -19,11 +23,19 @@ class System:
     published: tuple[str, ...]
     evidence: str
     page: str
+    search_seconds: int
+    published_days: float | None
 
     @property
     def recipe(self) -> str:
         """The recipe of its whole run at the paper's scale; with `-quick` behind it, that of minutes on a CPU."""
         return self.page.removesuffix(".md")
+
+    @property
+    def search_cost(self) -> str:
+        """What a search takes: that of the quick recipe here, and the paper's as published."""
+        published = "not published" if self.published_days is None else f"published {self.published_days:g} GPU-days"
+        return f"here {self.search_seconds} s on 2 cores ({self.recipe}-quick); {published}"
 
 
 SYSTEMS: tuple[System, ...] = (
@@ -37,6 +49,8 @@ SYSTEMS: tuple[System, ...] = (
         (),
         "abstract read, details recalled; stems, widths, heads ours",
         "cas.md",
+        45,
+        None,
     ),
     System(
         "GAS",
@@ -48,6 +62,8 @@ SYSTEMS: tuple[System, ...] = (
         (),
         "abstract and a caption read, details recalled; stems, widths, heads ours",
         "gas.md",
+        47,
+        6.7,
     ),
     System(
         "DCNAS",
@@ -59,6 +75,8 @@ SYSTEMS: tuple[System, ...] = (
         (),
         "abstract and a figure read, details reported or recalled; estimator, weights, end ours",
         "dcnas.md",
+        45,
+        5.6,
     ),
     System(
         "DARTS",
@@ -70,6 +88,8 @@ SYSTEMS: tuple[System, ...] = (
         ("darts-v1", "darts-v2"),
         "paper and code read; segmentation network ours",
         "darts.md",
+        132,
+        4,
     ),
     System(
         "Auto-DeepLab",
@@ -81,6 +101,8 @@ SYSTEMS: tuple[System, ...] = (
         ("auto-deeplab-s", "auto-deeplab-m", "auto-deeplab-l"),
         "paper and the authors' network code read; the search's gates, stem and head ours",
         "auto-deeplab.md",
+        75,
+        3,
     ),
     System(
         "FasterSeg",
@@ -92,6 +114,8 @@ SYSTEMS: tuple[System, ...] = (
         ("fasterseg-student",),
         "paper's figures and the authors' code read; merges, gates and one output ours",
         "fasterseg.md",
+        49,
+        2,
     ),
     System(
         "SparseMask",
@@ -103,6 +127,8 @@ SYSTEMS: tuple[System, ...] = (
         ("sparsemask-released",),
         "paper and code read; order of activations, pruning under a budget ours",
         "sparsemask.md",
+        16,
+        4.2,
     ),
     System(
         "DPC",
@@ -114,6 +140,8 @@ SYSTEMS: tuple[System, ...] = (
         ("dpc-mobilenet",),
         "paper and the authors' cell code read; the search was not released: its shares and counts ours",
         "dpc.md",
+        83,
+        2600,
     ),
     System(
         "Fast-NAS",
@@ -125,6 +153,8 @@ SYSTEMS: tuple[System, ...] = (
         ("fast-nas-0", "fast-nas-1", "fast-nas-2"),
         "code read, paper's figures recalled; teacher, normalisation of the classifier, latency ours",
         "fast-nas.md",
+        69,
+        8,
     ),
 )
 
@@ -142,10 +172,12 @@ def sizes(classes: int = 19) -> dict[str, int]:
 def table() -> list[str]:
     """The systems as the rows of a Markdown table, with the number of networks of each space."""
     counts = sizes()
-    rows = ["| system | what is searched | how | spaces, networks | method | published networks | evidence |", "|" + "---|" * 7]
+    rows = ["| system | what is searched | how | spaces, networks | method | published networks | search cost | evidence |", "|" + "---|" * 8]
     for system in SYSTEMS:
         held = ", ".join(f"`{name}` {counts[name]:.3g}" for name in system.spaces)
         published = ", ".join(f"`{name}`" for name in system.published) or "none"
         title = f"[{system.name}]({system.page}) ({system.paper})"
-        rows.append(f"| {title} | {system.searched} | {system.how} | {held} | `{system.method}` | {published} | {system.evidence} |")
+        rows.append(
+            f"| {title} | {system.searched} | {system.how} | {held} | `{system.method}` | {published} | {system.search_cost} | {system.evidence} |"
+        )
     return rows

@@ -160,9 +160,9 @@ def methods(as_json: bool) -> None:
 @CLASSES
 @JSON
 def spaces(classes: int, as_json: bool) -> None:
-    """List the search spaces: the system that each is of, what that searches, how many decisions and networks there are."""
+    """List the search spaces, with their decisions and networks, and the systems that they are of: how each searches, its cost, what is whose."""
     from segnas.search.spaces import SPACES
-    from segnas.search.systems import system_of
+    from segnas.search.systems import SYSTEMS, system_of
     from segnas.search.trellis import networks
 
     found, lines = dict[str, Any](), list[str]()
@@ -170,7 +170,12 @@ def spaces(classes: int, as_json: bool) -> None:
         space, system = make(classes), system_of(name)
         count, about = networks(space), "" if system is None else f"; {system.name}: {system.searched}"
         found[name] = {"networks": str(count), "decisions": len(space.decisions), "system": system and system.name}
+        if system is not None:
+            found[name] |= {"method": system.method, "how": system.how, "search_cost": system.search_cost, "evidence": system.evidence}
         lines.append(f"{name:<18} {len(space.decisions):>4} decisions, {count:>9.3g} networks{about}")
+    for system in SYSTEMS:
+        lines += ["", f"{system.name} ({system.paper})"]
+        lines += [f"  how: {system.how}; --method {system.method}", f"  search: {system.search_cost}", f"  evidence: {system.evidence}"]
     emit(found, as_json, lines)
 
 

@@ -29,6 +29,13 @@ def test_every_space_is_of_one_system_and_every_name_exists() -> None:
     assert system_of("mine.py:ladder") is None
 
 
+def test_what_a_search_costs_here_and_cost_its_authors() -> None:
+    costs = {system.name: system.search_cost for system in SYSTEMS}
+    assert costs["DPC"].endswith("s on 2 cores (dpc-quick); published 2600 GPU-days")
+    assert costs["CAS"].endswith("(cas-quick); not published")
+    assert all(system.search_seconds > 0 for system in SYSTEMS)
+
+
 def test_known_sizes() -> None:
     counts = sizes()
     assert counts["darts"] == counts["darts-tiny"] == 1_037_664_180**2
@@ -44,9 +51,12 @@ def test_spaces_prints_the_same_numbers() -> None:
     assert {name: int(row["networks"]) for name, row in found.items()} == counts
     for system in SYSTEMS:
         assert {found[name]["system"] for name in system.spaces} == {system.name}
+        assert {found[name]["search_cost"] for name in system.spaces} == {system.search_cost}
     lines = CliRunner().invoke(segnas, ["spaces"]).output.splitlines()
     row = next(line for line in lines if line.startswith("auto-deeplab "))
-    assert len({line.index(" networks; ") for line in lines}) == 1
+    assert len({line.index(" networks; ") for line in lines[: len(SPACES)]}) == 1
+    assert lines[len(SPACES) + 1 : len(SPACES) + 3] == ["CAS (Zhang et al., CVPR 2019)", f"  how: {SYSTEMS[0].how}; --method cas"]
+    assert [line for line in lines if line.startswith("  search: ")] == [f"  search: {system.search_cost}" for system in SYSTEMS]
     assert f"{counts['auto-deeplab']:.3g} networks; Auto-DeepLab: one cell, and a path through four scales" in row
 
 
