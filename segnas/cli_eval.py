@@ -24,7 +24,7 @@ CORNERS = click.option("--align-corners", is_flag=True, help="Enlarge logits cor
 @click.argument("files", type=FILE, nargs=-1)
 @click.option("--merge", "merging", is_flag=True, help="FILES are evaluation.json of parts: add them exactly, rather than run an engine.")
 @click.option("--predictions", type=FILE, help="Score this folder of label images, a NAME*.png of raw ids for each image, rather than run an engine.")
-@click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
+@click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes (streets of `segnas data make` too) or camvid.")
 @click.option("--data-root", type=FILE, help="Folder of the dataset.")
 @click.option("--split", default="val", show_default=True, help="Split that is evaluated.")
 @click.option("--part", metavar="K/N", help="Only the K-th of N parts of the images; --merge adds them.")
@@ -79,7 +79,7 @@ def evaluate(
         if data_root is None:
             raise UsageError("--data-root is missing: give the folder of the dataset")
         dataset, chosen = open_dataset(name, data_root, split), read_part(part, limit)
-        with RichScreen().step(f"evaluating on {name} {split}") as progress:
+        with RichScreen().step(f"evaluating on {dataset.name} {split}") as progress:
             if predictions is not None:
                 found = submission_evaluation(predictions, dataset, part=chosen, workers=workers, progress=progress)
             else:

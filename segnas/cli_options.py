@@ -16,7 +16,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 THREADS = click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Intra-op threads of the runtime.")
 SIZE = click.option("--size", required=True, metavar="HxW", help="Size of the engine's input, HEIGHTxWIDTH.")
 SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Every random draw follows from it.")
-DATASET = click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes or camvid.")
+DATASET = click.option(
+    "--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes (streets of `segnas data make` too) or camvid."
+)
 CLASSES = click.option("--classes", type=click.IntRange(2, 256), default=19, show_default=True, help="Classes of the dataset: the head's width.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where to search and train: cpu or cuda.")
 ALLOW = click.option(

@@ -1,12 +1,13 @@
 """Data sets on disk: where the pairs of image and label lie, reading them strictly, and checking a whole folder.
 
-Layouts: the genuine one of Cityscapes and the one of CamVid's SegNet split (`LAYOUTS`). Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) raw ids.
+Layouts: the genuine one of Cityscapes and the one of CamVid's SegNet split (`LAYOUTS`). Streets that were drawn here lie in the former and are called
+by their own name wherever a figure is told of them. Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) raw ids.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -65,6 +66,12 @@ LAYOUTS: dict[str, Layout] = {
 }
 """The data sets that can be opened, by name."""
 
+SYNTHETIC = "synthetic-streets"
+LAYOUTS[SYNTHETIC] = replace(LAYOUTS["cityscapes"], hint="`segnas data make` draws it.")
+
+STREETS_RECORD = "streets.json"
+"""What `segnas data make` leaves in a folder of streets that it draws: a folder that holds it is never called cityscapes."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -118,7 +125,7 @@ class Dataset:
 
 
 def open_dataset(name: str, root: Path, split: str) -> Dataset:
-    """The samples of one split; looks at names only, reads no image.
+    """The samples of one split; looks at names only, reads no image. Streets that were drawn here are called so, in whichever name they are opened.
 
     UsageError for an unknown data set or split; InputError for a missing or empty folder, or an image without label. Only a `test` split may have
     no label folder at all.
@@ -140,7 +147,7 @@ def open_dataset(name: str, root: Path, split: str) -> Dataset:
             f"{'/'.join(layout.truths)}. `segnas data check` lists them all."
         )
     samples = tuple(Sample(Path(key).name, images[key], truths.get(key)) for key in sorted(images))
-    return Dataset(name, root, split, layout.labels, samples)
+    return Dataset(_true_name(name, root), root, split, layout.labels, samples)
 
 
 def read_image(path: Path) -> Bytes:
@@ -261,7 +268,7 @@ def check_dataset(name: str, root: Path, *, workers: int = 2, progress: Callable
     layout = layout_of(name)
     _check_root(name, layout, root)
     checks = (_check_split(layout, root, split, workers, progress) for split in layout.splits)
-    return DatasetCheck(name, root, tuple(check for check in checks if check is not None))
+    return DatasetCheck(_true_name(name, root), root, tuple(check for check in checks if check is not None))
 
 
 def _check_split(layout: Layout, root: Path, split: str, workers: int, progress: Callable[[int, int], None] | None) -> SplitCheck | None:
@@ -317,6 +324,12 @@ def layout_of(name: str) -> Layout:
 def _check_root(name: str, layout: Layout, root: Path) -> None:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; a {name} set is expected there as {layout}. {layout.hint}")
+    if name == SYNTHETIC and not (root / STREETS_RECORD).is_file():
+        raise InputError(f"{root} holds no {STREETS_RECORD}, so its images were not drawn here: open them as cityscapes. {layout.hint}")
+
+
+def _true_name(name: str, root: Path) -> str:
+    return SYNTHETIC if name == "cityscapes" and (root / STREETS_RECORD).is_file() else name
 
 
 def _folder(place: tuple[str, str], root: Path, split: str) -> tuple[Path, str]:

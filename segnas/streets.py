@@ -15,6 +15,7 @@ import numpy as np
 from cv2.typing import MatLike
 from numpy.typing import NDArray
 
+from segnas.data import STREETS_RECORD
 from segnas.errors import InputError
 from segnas.files import write_bytes, write_text
 from segnas.street_parts import ID, Canvas, smooth_noise
@@ -114,7 +115,7 @@ def write_streets(
 
 def _claim(root: Path, parameters: Mapping[str, object]) -> None:
     """Make `root` the place of one set of parameters, or raise."""
-    record = root / "streets.json"
+    record = root / STREETS_RECORD
     if record.is_file():
         try:
             found = json.loads(record.read_text())
@@ -123,7 +124,7 @@ def _claim(root: Path, parameters: Mapping[str, object]) -> None:
         if found != parameters:
             raise InputError(f"{record} records {found}, asked for is {dict(parameters)}; choose another folder, or delete this one.")
     elif (root / "leftImg8bit").exists() or (root / "gtFine").exists():
-        raise InputError(f"{root} holds images that were not drawn here (no streets.json); choose another folder.")
+        raise InputError(f"{root} holds images that were not drawn here (no {STREETS_RECORD}); choose another folder.")
     else:
         write_text(record, json.dumps(parameters, indent=2) + "\n")
 

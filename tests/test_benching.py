@@ -86,7 +86,7 @@ def test_all_scopes_are_timed_of_the_same_bytes(engines, streets):
     assert run.engine == read_engine(engines[0])[0]
     assert (run.target, run.mismatches, run.name) == (run.engine.target, (), "small/model.onnx")
     assert run.pretraining == "ImageNet"
-    assert dict(pipeline.conditions)["pictures"] == "3: PNG files of cityscapes val"
+    assert dict(pipeline.conditions)["pictures"] == "3: PNG files of synthetic-streets val"
     assert {"decode_ms", "prepare_ms", "infer_ms", "sentinel_ms", "machine_idle"} <= set(dict(pipeline.conditions))
     assert len(queries) == ours.runs
     assert seen == sorted(seen)

@@ -44,7 +44,7 @@ def test_an_evaluation_for_people_and_for_programs(street_engines, streets, call
     assert "road" in out
     assert "vehicle" in out
     assert "mIoU" in out
-    assert "evaluating on cityscapes val" in err
+    assert "evaluating on synthetic-streets val" in err
     official = json.loads((tmp_path / "o.json").read_text())
     assert math.isnan(official["classScores"]["unlabeled"])
     code, out, err = call("eval", street_engines.labels, *streets, "--out", tmp_path / "e", "--json")
@@ -161,7 +161,7 @@ def test_engines_that_are_not_for_here(street_engines, streets, call: Call, tmp_
     for name, expected, message in (
         ("cuda", REQUIREMENT, "CUDA"),
         ("rtx", REQUIREMENT, "tensorrt"),
-        ("other", INCOMPATIBLE, "has classes road, sky; cityscapes has road, sidewalk"),
+        ("other", INCOMPATIBLE, "has classes road, sky; synthetic-streets has road, sidewalk"),
         ("noise", INPUT, "cannot open this engine"),
         ("cut", INCOMPATIBLE, "is not the file that its manifest describes"),
         ("lone", INPUT, "has no manifest"),

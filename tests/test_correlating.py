@@ -299,7 +299,7 @@ def test_what_is_written_is_what_was_found(studied, tmp_path: Path) -> None:
     assert [n["miou"] for n in content["networks"]] == [n.miou for n in study.networks]
     assert content["predictors"][0]["correlations"]["kendall"] == {"value": None, "low": None, "high": None}
     assert content["scoring"] == {
-        "learned": "cityscapes train, 4 samples", "judged": "cityscapes val, 3 samples", "size": "64x128",
+        "learned": "synthetic-streets train, 4 samples", "judged": "synthetic-streets val, 3 samples", "size": "64x128",
         "batches": 2, "batch": 2, "images": 2, "seed": 0,
     }  # fmt: skip
     assert (tmp_path / "correlate.png").read_bytes().startswith(b"\x89PNG")

@@ -90,6 +90,16 @@ def test_writing_goes_on_where_it_stopped(tmp_path) -> None:
     assert kept.stat().st_mtime_ns == before
 
 
+def test_streets_are_never_called_cityscapes(tmp_path) -> None:
+    root = write_streets(tmp_path / "streets", counts={"train": 1, "val": 1}, height=64, width=128, seed=3)
+    assert {open_dataset(name, root, "val").name for name in ("cityscapes", "synthetic-streets")} == {"synthetic-streets"}
+    assert check_dataset("cityscapes", root).name == "synthetic-streets"
+    (root / "streets.json").unlink()
+    assert open_dataset("cityscapes", root, "val").name == "cityscapes"
+    with pytest.raises(InputError, match=r"holds no streets\.json.*open them as cityscapes"):
+        open_dataset("synthetic-streets", root, "val")
+
+
 def test_other_parameters_or_foreign_images_are_refused(tmp_path) -> None:
     root = write_streets(tmp_path / "streets", counts={"val": 1}, height=64, width=128, seed=3)
     assert json.loads((root / "streets.json").read_text())["seed"] == 3

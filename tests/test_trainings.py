@@ -131,7 +131,9 @@ def test_another_schedule_is_refused_by_what_differs(schedule: Schedule, tmp_pat
         r"train\.batch: the folder has 2, asked for is 4; train\.steps: the folder has 3, asked for is 9": replace(
             schedule, settings=replace(SETTINGS, steps=9, batch=4)
         ),
-        r"judged: the folder has cityscapes val, 2 samples, asked for is cityscapes train": replace(schedule, evaluation=schedule.train),
+        r"judged: the folder has synthetic-streets val, 2 samples, asked for is synthetic-streets train": replace(
+            schedule, evaluation=schedule.train
+        ),
         r"size: the folder has 64x128, asked for is 32x64": replace(schedule, target=cpu_target(32, 64)),
         r"device: the folder has cpu, asked for is cuda\)": replace(schedule, device="cuda:1"),
     }
@@ -158,7 +160,7 @@ def test_a_damaged_line_is_named(schedule: Schedule, tmp_path: Path, line: str) 
 
 def test_what_cannot_be_trained_is_refused_before_time_is_spent(schedule: Schedule) -> None:
     schedule.require(network(8))
-    with pytest.raises(IncompatibleError, match="has 11 classes, cityscapes has 19"):
+    with pytest.raises(IncompatibleError, match="has 11 classes, synthetic-streets has 19"):
         schedule.require(network(8, 11))
     with pytest.raises(InputError, match="must be resized to the image's size"):
         schedule.require(Architecture(network(8).nodes[:-1]))
