@@ -26,6 +26,9 @@ from segnas.timing import Measured, interquartile_mean
 LEAST, MOST, SURE = 5, 10, 0.005
 """Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
 
+MOST_TO_DECIDE = 20
+"""Readings at most where they must say whether a limit is met: a noisy moment of the host outlasts ten (docs/results.md); our choice."""
+
 SHARED = 0.6
 """What readings of one moment have in common, as a share of what they spread by beyond the noise that each of them states: the machine's state is
 one then, and no further reading helps. On an unsteady evening the means of an hour's moments spread by 1.5 to 2 %, the readings within a moment
@@ -38,8 +41,10 @@ Engines = Mapping[str, bytes]
 """Exported networks by the digest of their architecture, the sentinel's among them."""
 
 
-def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = MOST, sure: float = SURE) -> Measured:
+def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = MOST, sure: float = SURE, limit_ms: float | None = None) -> Measured:
     """Mean of readings, taken until it is sure enough for this moment or `most` are there; from four on the mean of those between the quartiles.
+
+    With a limit they go on, up to MOST_TO_DECIDE, while the mean is less than two of its standard deviations from it, on whichever side.
 
     Its relative standard deviation is that beside means of other moments: it counts what the readings share, as far as they spread by more than what
     they state explains.
@@ -54,10 +59,13 @@ def sure_of(read: Callable[[int], Measured], *, least: int = LEAST, most: int = 
         centre = mean(readings)
         spread = stdev(readings) / centre if len(readings) > 1 else 0.0
         alone = spread / math.sqrt(len(readings))
-        if alone <= sure or len(readings) >= most:
-            by_chance = 1 + math.sqrt(2 / max(1, len(taken) - 1))  # one standard deviation of a sample variance above its mean
-            excess = math.sqrt(max(0.0, spread**2 - by_chance * fmean(each.relative_sd**2 for each in taken)))
-            return Measured(centre, math.hypot(alone, SHARED * excess), mean(raw))
+        if alone > sure and len(readings) < most:
+            continue
+        by_chance = 1 + math.sqrt(2 / max(1, len(taken) - 1))  # one standard deviation of a sample variance above its mean
+        excess = math.sqrt(max(0.0, spread**2 - by_chance * fmean(each.relative_sd**2 for each in taken)))
+        found = Measured(centre, math.hypot(alone, SHARED * excess), mean(raw))
+        if limit_ms is None or len(taken) >= MOST_TO_DECIDE or abs(centre - limit_ms) >= 2 * found.relative_sd * centre:
+            return found
 
 
 def measured_apart(

@@ -52,7 +52,7 @@ class Services:
 
     prepare: Prepare
     measure: Callable[[Architecture, LatencyTable], Measured]
-    measure_engine: Callable[[Path, Architecture, LatencyTable], Measured]
+    measure_engine: Callable[[Path, Architecture, LatencyTable, float], Measured]
     require_live: Callable[[LatencyTable, Progress], None] | None = None
 
 
@@ -121,16 +121,21 @@ def measure_network(architecture: Architecture, table: LatencyTable, *, sure: fl
     """The sentinel-normalised latency of one network on the table's target, as the mean of several processes; `sure` is the relative standard
     deviation of that mean that is enough.
     """
-    return _measured(architecture, table, None, "", sure)
+    return _measured(architecture, table, None, "", partial(sure_of, sure=sure))
 
 
-def measure_engine(path: Path, architecture: Architecture, table: LatencyTable, *, sure: float = SURE) -> Measured:
-    """The sentinel-normalised latency of an engine's own file; `architecture` is what it was exported from."""
+def measure_engine(path: Path, architecture: Architecture, table: LatencyTable, budget_ms: float, *, sure: float = SURE) -> Measured:
+    """The sentinel-normalised latency of an engine's own file, read until it is clear on which side of the budget it lies.
+
+    `architecture` is what it was exported from.
+    """
     engine, artefact = read_engine(path)
-    return _measured(architecture, table, artefact, engine.sha256, sure)
+    return _measured(architecture, table, artefact, engine.sha256, partial(sure_of, sure=sure, limit_ms=budget_ms))
 
 
-def _measured(architecture: Architecture, table: LatencyTable, engine: Path | None, sha256: str, sure: float) -> Measured:
+def _measured(
+    architecture: Architecture, table: LatencyTable, engine: Path | None, sha256: str, mean_of: Callable[[Callable[[int], Measured]], Measured]
+) -> Measured:
     """Readings of a network, or of its engine's file: in new processes with ONNX Runtime on a CPU, else in this one, opened anew for each."""
     target, reference = table.target, reference_ms(table)
     if target.backend != "onnxruntime":
@@ -138,13 +143,13 @@ def _measured(architecture: Architecture, table: LatencyTable, engine: Path | No
         def prepare(wanted: Architecture, on: Target) -> Timed:
             return open_session(engine, on, sha256=sha256) if engine is not None and wanted == architecture else prepare_probe(wanted, on)
 
-        return sure_of(lambda seed: measure(architecture, target, prepare=prepare, sentinel_ref_ms=reference), sure=sure)
+        return mean_of(lambda seed: measure(architecture, target, prepare=prepare, sentinel_ref_ms=reference))
     sentinel = sentinel_architecture()
     engines = {
         architecture.digest: engine.read_bytes() if engine is not None else onnx_from_network(initialised(architecture, 0).eval(), target),
         sentinel.digest: onnx_from_network(initialised(sentinel, 0).eval(), sentinel_target(target)),
     }
-    return sure_of(lambda seed: measured_apart({architecture.digest: architecture}, engines, target, reference, seed)[architecture.digest], sure=sure)
+    return mean_of(lambda seed: measured_apart({architecture.digest: architecture}, engines, target, reference, seed)[architecture.digest])
 
 
 def check_table_live(table: LatencyTable, progress: Progress) -> LiveCheck:

@@ -74,7 +74,7 @@ class ProfileSettings:
 @dataclass(frozen=True, slots=True)
 class MeasureSettings:
     """How whole networks are measured while the budget is met, and the engine at the end: until the relative standard deviation of the mean is
-    `sure`, or ten processes were asked.
+    `sure`, or ten processes were asked; at the end up to twenty, until the mean is two of its standard deviations from the budget.
     """
 
     sure: float = SURE

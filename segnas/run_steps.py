@@ -189,7 +189,8 @@ def bench(work: Run) -> None:
             write_noun(folder / "timing.json", bench_engine(model, seconds=5.0, progress=progress)[1])
     if not (folder / "measured.json").is_file():
         with work.screen.step("measuring the engine against its budget"):
-            measured = work.services.measure_engine(model, read_noun(folder / "arch.json", Architecture), _table(work))
+            budget = float(read_json(folder / "budget.json")["budget_ms"])
+            measured = work.services.measure_engine(model, read_noun(folder / "arch.json", Architecture), _table(work), budget)
         write_text(folder / "measured.json", json.dumps({"measured_ms": measured.median_ms, "relative_sd": measured.relative_sd}, indent=1) + "\n")
     evaluation = work.dataset(work.recipe.data.eval_split)
     if not (folder / "accuracy.json").is_file():

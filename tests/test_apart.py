@@ -5,7 +5,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from segnas.apart import SHARED, measured_apart, sure_of
+from segnas.apart import MOST_TO_DECIDE, SHARED, measured_apart, sure_of
 from segnas.arch import Architecture, Node
 from segnas.errors import RequirementError
 from segnas.export.graph import onnx_from_network
@@ -13,7 +13,7 @@ from segnas.kinds import kind
 from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
 from segnas.network import initialised
 from segnas.runtime.onnxruntime_session import cpu_target
-from segnas.timing import Measured
+from segnas.timing import Measured, interquartile_mean
 
 
 def given(*readings: float, stated: float = 0.0):
@@ -31,6 +31,21 @@ def test_readings_that_agree_end_at_the_least_and_others_at_the_most() -> None:
     assert wild.median_ms == pytest.approx(fmean(sorted(apart)[2:-2]))  # between the quartiles of ten
     assert wild.relative_sd == pytest.approx(stdev(apart) / wild.median_ms * math.sqrt(1 / 10 + SHARED**2))
     assert sure_of(given(10.0), least=1, most=1).relative_sd == 0.0
+
+
+def test_readings_go_on_until_it_is_clear_on_which_side_of_a_limit_they_lie() -> None:
+    noisy = [10.4, 10.9, 10.1, 10.6, 10.5] + [9.5, 9.6, 9.4, 9.5, 9.6] * 3  # a noisy moment, and then a quiet one
+    even = [10.4, 9.8] * 10
+    for readings, limit, count in ((noisy, None, 5), (noisy, 8.0, 5), (noisy, 13.0, 5), (noisy, 10.3, 16), (even, 10.1, MOST_TO_DECIDE)):
+        taken = list[float]()
+
+        def read(number: int, readings: list[float] = readings, taken: list[float] = taken) -> Measured:
+            taken.append(readings[number])
+            return Measured(readings[number], 0.01, 1.0)
+
+        found = sure_of(read, sure=0.02, limit_ms=limit)
+        assert len(taken) == count, limit
+        assert found.median_ms == pytest.approx(interquartile_mean(taken))
 
 
 def test_readings_share_what_they_spread_by_beyond_what_they_state() -> None:

@@ -53,7 +53,7 @@ SCRIPT = """
         prices = [(o, 0.05 + 2 * int(o.digest, 16) / 16**12) for o in space.all_operations(target) if not o.is_free]
         entries = tuple(Entry(o, "block", ms, 0.0, 1, "made up", "") for o, ms in prices)
         save_table(table, LatencyTable(space.name, target, entries, 0.3, Calibration(0.9)))
-    services = Services(None, measure, lambda path, architecture, table: Measured(table.estimate(architecture).total_ms, 0.004))
+    services = Services(None, measure, lambda path, architecture, table, budget: Measured(table.estimate(architecture).total_ms, 0.004))
     segnas.run_steps.bench_engine = lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress)
     (folder.parent / "started").touch()
     segnas.run.run(Run(recipe, folder, SilentScreen(), services=services, table_file=table), resume=(folder / "recipe.json").is_file())

@@ -79,7 +79,8 @@ class Clock:
         self.networks.append(architecture.digest)
         return Measured(1.1 * table.estimate(architecture).total_ms * (1 + 0.01 * int(architecture.digest, 16) / 16**12), 0.004)
 
-    def engine(self, path: Path, architecture: Architecture, table: LatencyTable) -> Measured:
+    def engine(self, path: Path, architecture: Architecture, table: LatencyTable, budget_ms: float) -> Measured:
+        assert budget_ms == json.loads((path.parent / "budget.json").read_text())["budget_ms"]
         return Measured(1.1 * table.estimate(architecture).total_ms, 0.004)
 
     def services(self) -> Services:

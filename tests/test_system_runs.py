@@ -108,7 +108,7 @@ def test_every_system_has_a_page_and_two_recipes_of_its_own_space_and_method(sys
 def test_a_systems_recipe_ends_in_an_engine_and_a_report(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, folder = shrunk(read_recipe(f"{system.recipe}-quick")), tmp_path / "run"
     monkeypatch.setattr(segnas.run_steps, "bench_engine", lambda path, *, seconds, progress: bench_engine(path, seconds=0.05, progress=progress))
-    services = Services(never, told, lambda path, architecture, table: told(architecture, table))
+    services = Services(never, told, lambda path, architecture, table, budget: told(architecture, table))
     table = made_up(recipe, tmp_path / "table.json")
     report = segnas.run.run(Run(recipe, folder, SilentScreen(), services=services, table_file=table))
     assert report.space == recipe.space
