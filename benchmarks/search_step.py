@@ -85,7 +85,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def measure(name: str) -> dict[str, float | str]:
+def measure(name: str) -> dict[str, float | int | str]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     made: Space = named_space(name, CLASSES)
@@ -124,6 +124,7 @@ def measure(name: str) -> dict[str, float | str]:
         "loop_ms": 1e3 * median(loop),
         "overhead": median(s / p for s, p in zip(step, loop, strict=True)) - 1,
         "pricing_ms": 1e3 * median(pricing),
+        "price_every": own.price_every,
         "partial_step_ms": 1e3 * median(whole),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -140,8 +141,8 @@ def main() -> None:
         r = rows[-1]
         print(
             f"{r['space']:<12} {r['method']:<6} step {r['step_ms']:7.1f} ms, plain loop {r['loop_ms']:7.1f} ms ({100 * r['overhead']:+.1f} %), "
-            f"pricing {r['pricing_ms']:6.1f} ms ({100 * r['pricing_ms'] / r['step_ms']:.0f} % of it), as searched {r['partial_step_ms']:7.1f} ms, "
-            f"peak {r['peak_mib']:.0f} MiB",
+            f"as searched {r['partial_step_ms']:7.1f} ms; pricing {r['pricing_ms']:6.1f} ms in one of {r['price_every']} steps "
+            f"({100 * r['pricing_ms'] / r['price_every'] / r['partial_step_ms']:.0f} % of their time), peak {r['peak_mib']:.0f} MiB",
             flush=True,
         )
 

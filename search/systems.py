@@ -49,7 +49,7 @@ SYSTEMS: tuple[System, ...] = (
         (),
         "abstract read, details recalled; stems, widths, heads ours",
         "cas.md",
-        45,
+        41,
         None,
     ),
     System(
