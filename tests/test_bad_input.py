@@ -490,7 +490,7 @@ def test_architectures_that_do_not_serve(made: Path, tmp_path: Path, call: Call)
     ended = call(*export_words(made, tmp_path / "e", arch=made / "table.json"))
     assert "a file of schema segnas.architecture/1 is needed" in ended.message
     ended = call("train", "--arch", made / "arch11.json", "--data-root", made / "streets", "--out", tmp_path / "w.safetensors")
-    assert ended.message == "the architecture has 11 classes, cityscapes has 19"
+    assert ended.message == "the architecture has 11 classes, synthetic-streets has 19"
     assert (ended.code, tree(tmp_path)) == (INCOMPATIBLE, {"broken.json"})
     content = read_json(made / "arch.json")
     content["nodes"][1]["channels"] = 0

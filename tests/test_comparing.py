@@ -259,7 +259,7 @@ def test_a_table_that_does_not_price_the_space_is_refused(compared, table: Laten
 
 def test_networks_of_other_classes_and_nothing_at_all_are_refused(compared) -> None:
     clock = Clock()
-    with pytest.raises(IncompatibleError, match="has 11 classes, cityscapes has 19"):
+    with pytest.raises(IncompatibleError, match="has 11 classes, synthetic-streets has 19"):
         compared(candidates=[given_candidate("fast-scnn", 11)], clock=clock)
     with pytest.raises(InputError, match="nothing was given to compare"):
         compared(candidates=[], random=0, clock=clock)

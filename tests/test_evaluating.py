@@ -178,7 +178,7 @@ def test_what_was_counted_is_kept_where_a_file_cannot_be_read(street_engines, st
 
 def test_only_what_has_truth_can_be_scored(street_engines, streets: Dataset, tmp_path: Path) -> None:
     test = replace(streets, split="test", samples=tuple(replace(sample, label=None) for sample in streets.samples))
-    with pytest.raises(InputError, match=r"cityscapes test under .* has no ground truth.*only `segnas predict` is possible"):
+    with pytest.raises(InputError, match=r"synthetic-streets test under .* has no ground truth.*only `segnas predict` is possible"):
         engine_evaluation(street_engines.labels, test)
     camvid = tmp_path / "camvid" / "val"
     for folder, suffix in (("images", "jpg"), ("labels", "png")):

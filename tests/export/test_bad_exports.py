@@ -213,7 +213,7 @@ def test_a_network_in_training_mode(refused, learned):
 
 def test_another_number_of_classes(refused):
     nodes = (Node(kind("image"), (), 3), Node(kind("conv"), (0,), 8), Node(kind("classifier"), (1,), 11))
-    assert "11 classes, cityscapes has 19" in refused(6, network=initialised(Architecture(nodes), 0).eval())
+    assert "11 classes, synthetic-streets has 19" in refused(6, network=initialised(Architecture(nodes), 0).eval())
 
 
 def test_more_classes_than_a_byte_holds(cache):

@@ -69,7 +69,7 @@ def test_the_calibration_images_are_written_down(learned, streets, settings, tmp
     made = export_engine(learned, cpu_target(*SIZE, precision="int8"), tmp_path, dataset=streets("train"), settings=settings)
     val = streets("val")
     assert made.calibrated.images == tuple(sample.name for sample in val.samples)
-    assert (made.calibrated.dataset, made.calibrated.split, len(made.calibrated.sha256)) == ("cityscapes", "val", 64)
+    assert (made.calibrated.dataset, made.calibrated.split, len(made.calibrated.sha256)) == ("synthetic-streets", "val", 64)
     calibration = "99.99th percentile of an image's magnitudes, largest over 4 images"
     assert dict(made.build) == {"calibration": calibration, "features": "uint8", "reader": "onnxruntime"}
     fewer = ExportSettings(calibration=val, calibration_images=3, min_agreement=0.5, name="fewer")

@@ -344,7 +344,7 @@ def as_predicted(architecture: Architecture, table: LatencyTable) -> Measured:
     return Measured(table.estimate(architecture).total_ms, 0.001)
 
 
-TRUE = Services(never, as_predicted, lambda _, architecture, table: as_predicted(architecture, table), require_live)
+TRUE = Services(never, as_predicted, lambda _, architecture, table, budget: as_predicted(architecture, table), require_live)
 """A machine on which a table's estimates are true."""
 
 

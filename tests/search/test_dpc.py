@@ -224,10 +224,10 @@ def test_a_backbone_is_trained_once_and_belongs_to_its_training(small: Space, st
     first = frozen_backbone(small, streets, PROXY, steps=1, pretrained=None, folder=tmp_path, seed=0)
     again = frozen_backbone(small, streets, PROXY, steps=1, pretrained=None, folder=tmp_path, seed=0, progress=_never)
     assert first.digest == again.digest
-    assert first.origin == "trained for 1 steps on 8 images of cityscapes train"
+    assert first.origin == "trained for 1 steps on 8 images of synthetic-streets train"
     network = small.decode(small.random(Random(0))).architecture
     placed, said = pretrained_weights(network, tmp_path / "backbone.safetensors")
-    assert said == "segnas backbone backbone.safetensors, trained for 1 steps on 8 images of cityscapes train"
+    assert said == "segnas backbone backbone.safetensors, trained for 1 steps on 8 images of synthetic-streets train"
     assert placed.keys() == first.placed(network).keys()
     assert all(torch.equal(value, first.placed(network)[name]) for name, value in placed.items())
     with pytest.raises(InputError, match=r"mobilenetv2|nodes\.1\..* is needed"):

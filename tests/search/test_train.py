@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(streets: Dataset
     with pytest.raises(IncompatibleError, match=r"its settings is .*'steps': 10"):
         train(tiny(), streets, replace(SETTINGS, steps=11), seed=5, checkpoint=stopped)
     fewer = replace(streets, samples=streets.samples[:11])
-    with pytest.raises(IncompatibleError, match="its data is cityscapes train, 12 samples, not cityscapes train, 11 samples"):
+    with pytest.raises(IncompatibleError, match="its data is synthetic-streets train, 12 samples, not synthetic-streets train, 11 samples"):
         train(tiny(), fewer, SETTINGS, seed=5, checkpoint=stopped)
     assert stopped.read_bytes() == before
 
@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_is_refused(streets: Dataset, stopped: Path, tmp_pa
 
 
 def test_a_network_of_another_number_of_classes_is_refused(streets: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(IncompatibleError, match="the architecture has 11 classes, cityscapes has 19"):
+    with pytest.raises(IncompatibleError, match="the architecture has 11 classes, synthetic-streets has 19"):
         train(tiny(11), streets, SETTINGS, seed=5, checkpoint=tmp_path / "c")
 
 

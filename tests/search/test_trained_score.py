@@ -108,7 +108,7 @@ def test_a_score_depends_on_nothing_but_genotype_and_schedule(made, space: Space
 def test_schedules_say_what_scores_depend_on(made) -> None:
     first = made().schedule
     assert first == made().schedule
-    assert first["data"] == "cityscapes train, 5 samples"
+    assert first["data"] == "synthetic-streets train, 5 samples"
     for words in ({"settings": replace(SHORT, steps=4)}, {"height": 32}):
         assert made(**words).schedule != first
     assert made(settings=replace(SHORT, checkpoint_s=9.0)).schedule == first
