@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from segnas.cli_options import FILE, JSON, emit
+from segnas.cli_options import DATASET, FILE, JSON, emit
 from segnas.target import SCOPES
 
 
@@ -16,7 +16,7 @@ from segnas.target import SCOPES
 @click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True, help="What is timed; may be repeated.  [default: all that there are]")
 @click.option("--runtime", default="", help="Time an ONNX engine on another runtime: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt.")
 @click.option("--compare", "other", type=FILE, help="Another engine: time both in turns, and say which is faster. Nothing else is measured.")
-@click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes (streets of `segnas data make` too) or camvid.")
+@DATASET
 @click.option("--data-root", type=FILE, help="Folder of the dataset; without it only the latency is measured.")
 @click.option("--split", default="val", show_default=True, help="Split that is evaluated.")
 @click.option("--out", type=FILE, help="Folder for bench.json, report.html and report.txt.")

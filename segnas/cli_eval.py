@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from segnas.cli_options import FILE, JSON, emit
+from segnas.cli_options import DATASET, FILE, JSON, emit
 from segnas.errors import InputError, UsageError
 
 WORKERS = click.option(
@@ -24,7 +24,7 @@ CORNERS = click.option("--align-corners", is_flag=True, help="Enlarge logits cor
 @click.argument("files", type=FILE, nargs=-1)
 @click.option("--merge", "merging", is_flag=True, help="FILES are evaluation.json of parts: add them exactly, rather than run an engine.")
 @click.option("--predictions", type=FILE, help="Score this folder of label images, a NAME*.png of raw ids for each image, rather than run an engine.")
-@click.option("--data", "name", default="cityscapes", show_default=True, help="Dataset: cityscapes (streets of `segnas data make` too) or camvid.")
+@DATASET
 @click.option("--data-root", type=FILE, help="Folder of the dataset.")
 @click.option("--split", default="val", show_default=True, help="Split that is evaluated.")
 @click.option("--part", metavar="K/N", help="Only the K-th of N parts of the images; --merge adds them.")
