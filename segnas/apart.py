@@ -27,7 +27,7 @@ LEAST, MOST, SURE = 5, 10, 0.005
 """Readings: at least, at most, and the relative standard deviation of their mean that is enough; our choice."""
 
 MOST_TO_DECIDE = 20
-"""Readings at most where they must say whether a limit is met: a noisy moment of the host outlasts ten (docs/results.md); our choice."""
+"""Readings at most where they must say whether a limit is met: a noisy moment of the host outlasts five (docs/results.md); our choice."""
 
 SHARED = 0.6
 """What readings of one moment have in common, as a share of what they spread by beyond the noise that each of them states: the machine's state is

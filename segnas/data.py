@@ -325,7 +325,7 @@ def _check_root(name: str, layout: Layout, root: Path) -> None:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; a {name} set is expected there as {layout}. {layout.hint}")
     if name == SYNTHETIC and not (root / STREETS_RECORD).is_file():
-        raise InputError(f"{root} holds no {STREETS_RECORD}, so its images were not drawn here: open them as cityscapes. {layout.hint}")
+        raise InputError(f"{root} holds no {STREETS_RECORD}, so its images were not drawn here: open them as cityscapes or camvid. {layout.hint}")
 
 
 def _true_name(name: str, root: Path) -> str:
