@@ -21,12 +21,14 @@ Numbers = Mapping[str, Tensor | Sequence[float]]
 log-probabilities.
 """
 
-Ranking = Literal["odds", "strength", "pruned"]
+Ranking = Literal["odds", "strength", "pruned", "expected"]
 FLOOR = 1e-30
 LEAST = 1e-12
 """A probability below this scores as this."""
 PRUNED = 1e-3
 """A gate at or below this is off (SparseMask, section 3.4)."""
+TIE = 1e-9
+"""Gates whose probabilities differ by less than this share are equals."""
 GROUP = 512
 """A group of more assignments than this is searched a small change at a time."""
 PAIRS = 4000
@@ -40,10 +42,11 @@ def mode(space: Space, probabilities: Numbers, ranking: Ranking = "odds") -> dic
     Under a rule, `odds` ranks decisions by the odds of their best option against option 0, which gives the most
     probable genotype; `strength` by the probability of that option alone (DARTS, section 2.4). On are as many as beat
     option 0, but at least `low` and at most `high`. `pruned` takes a gate (`Space.gates`) as on where its probability
-    is above `PRUNED`, and all else by odds (SparseMask, section 3.4).
+    is above `PRUNED`, and all else by odds (SparseMask, section 3.4); `expected`, of a rule's gates, as many of the
+    strongest as are expected to be on.
     """
-    if ranking == "pruned":
-        return mode(space, against_threshold(space, probabilities))
+    if ranking in ("pruned", "expected"):
+        return mode(space, against_threshold(space, probabilities, ranking))
     values = {name: _floats(probabilities[name]) for name in space.decisions}
     ruled = {decision for rule in space.rules for decision in rule.decisions}
     chosen = {name: max(range(int(name in ruled), len(p)), key=p.__getitem__) for name, p in values.items()}
@@ -57,10 +60,23 @@ def mode(space: Space, probabilities: Numbers, ranking: Ranking = "odds") -> dic
     return chosen
 
 
-def against_threshold(space: Space, probabilities: Numbers) -> dict[str, Sequence[float]]:
-    """The probabilities, with those of being off replaced by `PRUNED` for gates: by odds, a gate is then on where it is above that."""
+def against_threshold(space: Space, probabilities: Numbers, ranking: Ranking) -> dict[str, Sequence[float]]:
+    """The probabilities, with those of being off replaced by a threshold for gates: by odds, a gate is then on where it is above that.
+
+    `PRUNED` for all, or, by `expected`, a number for each rule whose decisions are all gates: half-way, in logarithms, between the weakest of those
+    that are to be on and the strongest of the others, on being as many as the probabilities sum to, within the rule; equals are on together (ours).
+    """
     values: dict[str, Sequence[float]] = {name: _floats(probabilities[name]) for name in space.decisions}
-    return values | {name: (PRUNED, values[name][1]) for name in space.gates}
+    if ranking == "pruned":
+        return values | {name: (PRUNED, values[name][1]) for name in space.gates}
+    gates = set(space.gates)
+    for rule in space.rules:
+        if gates.issuperset(rule.decisions):
+            on = sorted((max(values[name][1], LEAST) for name in rule.decisions), reverse=True)
+            count, ends = min(max(round(math.fsum(on)), rule.low), rule.high), (1.0, *on, LEAST)
+            threshold = math.sqrt(ends[count] * ends[count + 1]) * (1 - TIE)
+            values |= {name: (threshold, values[name][1]) for name in rule.decisions}
+    return values
 
 
 def likeliest(space: Space, probabilities: Numbers, ranking: Ranking = "odds", trellis: Trellis | None = None) -> dict[str, int]:
@@ -76,10 +92,10 @@ def scores_of(space: Space, probabilities: Numbers, ranking: Ranking = "odds") -
     """Log-probabilities, as scores whose best sum under the rules is what `mode` takes by that ranking.
 
     By `strength`, under a rule that says exactly how many are on, being off is worth nothing, so that the strongest are on (DARTS, section 2.4);
-    under other rules it is worth what it is by `odds`. `pruned` scores a gate by how far it is above `PRUNED`, in logarithms.
+    under other rules it is worth what it is by `odds`. `pruned` and `expected` score a gate by how far it is above its threshold, in logarithms.
     """
-    if ranking == "pruned":
-        return scores_of(space, against_threshold(space, probabilities))
+    if ranking in ("pruned", "expected"):
+        return scores_of(space, against_threshold(space, probabilities, ranking))
     scores = {name: tuple(math.log(max(p, LEAST)) for p in _floats(probabilities[name])) for name in space.decisions}
     if ranking == "strength":
         for rule in space.rules:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from segnas.errors import InputError
 from segnas.kinds import kind
 from segnas.network import Network
+from segnas.search.derive import mode, scores_of
 from segnas.search.draws import networks
 from segnas.search.regularise import Regulariser, gate_logits
 from segnas.search.sampling import inclusion, one_hot, paths, softmax, zero_logits
@@ -295,6 +297,48 @@ def test_the_fan_in_is_penalised_exactly_outside_its_bounds(gates: list[float]) 
 @pytest.mark.parametrize(("inputs", "most", "on"), [(56, 3, 6), (4, 3, 2), (8, 3, 4)])
 def test_gates_begin_at_about_twice_what_may_stay(inputs: int, most: int, on: float) -> None:
     assert inputs / (1 + math.exp(-gate_logits(inputs, most))) == pytest.approx(on)
+
+
+# ---- decoding
+
+
+def on_of(made: Space, genotype: dict[str, int]) -> list[set[str]]:
+    return [{name for name in rule.decisions if genotype[name]} for rule in made.rules]
+
+
+def gated(made: Space, gate: Callable[[str], float]) -> dict[str, tuple[float, ...]]:
+    """Probabilities with these gates and even operators."""
+    gates = {name: gate(name) for rule in made.rules for name in rule.decisions}
+    return {name: (1 - gates[name], gates[name]) if name in gates else (1 / size,) * size for name, size in made.decisions.items()}
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.02, 0.1, 0.3, 0.5, 0.9]))
+def test_as_many_of_the_strongest_links_are_kept_as_are_expected(seed: int, mean: float) -> None:
+    made, dice = small(), Random(seed)
+    p = gated(made, lambda _: mean * dice.uniform(0.2, 1.1))
+    found = mode(made, p, "expected")
+    made.check(found)
+    for rule, on in zip(made.rules, on_of(made, found), strict=True):
+        count = min(max(round(sum(p[name][1] for name in rule.decisions)), 1), 3)
+        assert on == set(sorted(rule.decisions, key=lambda name: p[name][1])[-count:])
+    scores = scores_of(made, p, "expected")
+    assert {name for name, worth in scores.items() if name.startswith("link.") and worth[1] > worth[0]} == set().union(*on_of(made, found))
+
+
+@given(st.integers(0, 10**6))
+def test_gates_that_fell_apart_are_decoded_as_by_odds(seed: int) -> None:
+    made = small()
+    genotype = made.random(Random(seed))
+    p = gated(made, lambda name: 0.99 if genotype[name] else 0.01)
+    assert on_of(made, mode(made, p, "expected")) == on_of(made, mode(made, p, "odds")) == on_of(made, genotype)
+
+
+def test_a_search_that_learned_nothing_keeps_as_many_links_as_a_cell_may_have() -> None:
+    made = small(6)
+    inputs = {name: len(rule.decisions) for rule in made.rules for name in rule.decisions}
+    untouched = gated(made, lambda name: 1 / (1 + math.exp(-gate_logits(inputs[name], 3))))
+    assert {len(on) for on in on_of(made, mode(made, untouched, "expected"))} == {3}  # equals are on together
+    assert {len(on) for on in on_of(made, mode(made, untouched, "odds"))} == {1}
 
 
 # ---- memory

@@ -10,11 +10,12 @@ from segnas.errors import InputError
 from segnas.search.derive import likeliest, mode, score_of, under_budget
 from segnas.search.expected import ExpectedLatency
 from segnas.search.sampling import one_hot
+from segnas.search.settings import CHOICES
 from segnas.search.spaces import SPACES
 from segnas.search.trellis import trellis_of
 
 TINY = SPACES["cas-tiny"](7)
-RANKINGS = ("odds", "strength", "pruned")
+RANKINGS = CHOICES["ranking"]
 
 
 def scores_of(space, seed=0, spread=1.0):
@@ -39,7 +40,7 @@ def test_mode_by_odds_is_the_most_probable_genotype(toy, seed):
         assert found == best_listed(toy, scores, lambda g: 0.0, 1.0)
 
 
-@given(seed=st.integers(0, 10**6), ranking=st.sampled_from(["odds", "strength"]), spread=st.floats(0, 50))
+@given(seed=st.integers(0, 10**6), ranking=st.sampled_from(RANKINGS), spread=st.floats(0, 50))
 @settings(deadline=None)
 def test_mode_obeys_every_rule(seed, ranking, spread):
     TINY.check(mode(TINY, probabilities_of(scores_of(TINY, seed, spread)), ranking))
