@@ -14,16 +14,11 @@ from statistics import fmean
 
 import click
 
-from segnas.apart import measured_apart, sure_of
 from segnas.arch import Architecture
 from segnas.data import open_dataset
-from segnas.export.graph import onnx_from_network
 from segnas.files import read_json, read_noun, write_text
-from segnas.latency_tables.compose import reference_ms
-from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
 from segnas.latency_tables.store import load_table
-from segnas.measuring import SERVICES
-from segnas.network import initialised
+from segnas.measuring import SERVICES, measure_network
 from segnas.recipe import read_recipe
 from segnas.runtime.processor import device_name
 from segnas.search.budget import budget_ms
@@ -32,18 +27,7 @@ from segnas.search.spaces import space as named_space
 from segnas.steps import derive_network, search_space
 
 TABLES = Path(__file__).parents[1] / "latency_tables" / "tables"
-LEAST, MOST, SURE = 5, 15, 0.007
-
-
-def fresh(architecture: Architecture, table) -> tuple[float, float, float]:
-    """Normalised mean, its relative standard deviation and the raw mean of new processes."""
-    sentinel, target = sentinel_architecture(), table.target
-    engines = {
-        architecture.digest: onnx_from_network(initialised(architecture, 0).eval(), target),
-        sentinel.digest: onnx_from_network(initialised(sentinel, 0).eval(), sentinel_target(target)),
-    }
-    read = lambda seed: measured_apart({architecture.digest: architecture}, engines, target, reference_ms(table), seed)[architecture.digest]  # noqa: E731
-    return tuple(sure_of(read, least=LEAST, most=MOST, sure=SURE))
+MOST, SURE = 15, 0.007
 
 
 @click.command()
@@ -85,7 +69,7 @@ def main(out: Path, cases: tuple[str, ...], data_root: Path, budgets: str, table
             if again and (at / "fresh.json").is_file():
                 (at / "fresh.json").rename(at / f"fresh-{len(list(at.glob('fresh-*.json')))}.json")
             if not (at / "fresh.json").is_file():
-                ms, sd, raw = fresh(read_noun(at / "arch.json", Architecture), table)
+                ms, sd, raw = measure_network(read_noun(at / "arch.json", Architecture), table, sure=SURE, most=MOST)
                 write_text(at / "fresh.json", json.dumps({"ms": ms, "relative_sd": sd, "raw_ms": raw}))
             found, derived = read_json(at / "fresh.json"), read_json(at / "derive.json")
             rows.append(

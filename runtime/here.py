@@ -4,11 +4,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from segnas.errors import IncompatibleError, UsageError
+from segnas.runtime.huge_pages import OPTION as HUGE_PAGES
+from segnas.runtime.huge_pages import SETTING, huge_pages
 from segnas.runtime.processor import available_cores, device_name
 from segnas.target import Target
 
 Difference = tuple[str, str, str]
 """A field, what the engine's target says, and what is here."""
+
+OFF = "off"
+"""What a target says of huge pages that says nothing of them."""
 
 
 def facts_here(target: Target) -> dict[str, str]:
@@ -35,12 +40,13 @@ def facts_here(target: Target) -> dict[str, str]:
 
         device = cuda_device()
         return {"device": device.name, "runtime_version": device.version, **dict(device.libraries)}
-    return {"device": device_name(), "runtime_version": _version(backend)}
+    memory = {HUGE_PAGES: "on" if huge_pages() else OFF} if backend == "onnxruntime" else {}
+    return {"device": device_name(), "runtime_version": _version(backend), **memory}
 
 
 def differences(target: Target, facts: Mapping[str, str]) -> tuple[Difference, ...]:
     """Where that target is not this machine: facts that are other ones, and more threads than there are cores to run on."""
-    given = {"device": target.device, "runtime_version": target.runtime_version, **dict(target.options)}
+    given = {"device": target.device, "runtime_version": target.runtime_version, HUGE_PAGES: OFF, **dict(target.options)}
     if target.runtime == "tensorrt-rtx":
         del given["device"]  # its engines serve every GPU of some capabilities; whether this one is among them, opening it will tell
     found = [(name, given[name], here) for name, here in facts.items() if name in given and given[name] != here]
@@ -62,13 +68,16 @@ def target_here(target: Target, facts: Mapping[str, str], allowed: Collection[st
     if refused:
         shown = "; ".join(f"{name}: the engine has {there!r}, here is {here!r}" for name, there, here in refused)
         flags = " ".join(f"--allow-mismatch {name}" for name, _, _ in refused)
+        memory = f" ({SETTING} before the command is what gives huge pages)" if any(name == HUGE_PAGES for name, _, _ in refused) else ""
         raise IncompatibleError(
-            f"the engine was made for another machine ({shown}); make one here with `segnas export`, or give {flags} to time it all the same"
+            f"the engine was made for another machine ({shown}); make one here with `segnas export`{memory}, or give {flags} to time it all the same"
         )
     changed = {name: here for name, _, here in found} | ({"device": facts["device"]} if target.runtime == "tensorrt-rtx" else {})
-    options = tuple((name, changed.get(name, value)) for name, value in target.options)
+    options = {name: changed.get(name, value) for name, value in (*target.options, (HUGE_PAGES, facts.get(HUGE_PAGES, OFF)))}
+    if options[HUGE_PAGES] == OFF:
+        del options[HUGE_PAGES]
     fields = {name: changed[name] for name in ("device", "runtime_version") if name in changed}
-    return replace(target, options=options, threads=min(target.threads, available_cores()), **fields), found
+    return replace(target, options=tuple(sorted(options.items())), threads=min(target.threads, available_cores()), **fields), found
 
 
 def _tensorrt(runtime: str) -> dict[str, str]:

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from segnas.errors import InputError, RequirementError
 from segnas.files import write_error
 from segnas.report import Port
+from segnas.runtime.huge_pages import OPTION as HUGE_PAGES
+from segnas.runtime.huge_pages import huge_pages
 from segnas.runtime.session import Specification, noise, require_image, require_target
 from segnas.runtime.targets import target_on_processor
 from segnas.target import Target, parse_size
 
 CPU_PROVIDER = "CPUExecutionProvider"
-OPTIONS = {"optimisation": ("all", "extended", "basic", "none"), "provider": (), "spinning": ("off", "on")}
+OPTIONS = {"optimisation": ("all", "extended", "basic", "none"), "provider": (), "spinning": ("off", "on"), HUGE_PAGES: ("on",)}
 DEFAULTS = {"optimisation": "all", "provider": CPU_PROVIDER, "spinning": "off"}
 _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -105,7 +107,10 @@ def cpu_target(
     spinning: bool = False,
     optimisation: str = "all",
 ) -> Target:
-    """The target that this machine's CPU is, with ONNX Runtime as installed; InputError for more threads than there are cores to run on."""
+    """The target that this process on this machine's CPU is, with ONNX Runtime as installed; InputError for more threads than there are cores to
+    run on.
+    """
+    memory = {HUGE_PAGES: "on"} if huge_pages() else {}
     return target_on_processor(
         "onnxruntime",
         ort.__version__,
@@ -116,7 +121,7 @@ def cpu_target(
         input_contract=input_contract,
         output_contract=output_contract,
         batch=batch,
-        options={"optimisation": optimisation, "provider": CPU_PROVIDER, "spinning": "on" if spinning else "off"},
+        options={"optimisation": optimisation, "provider": CPU_PROVIDER, "spinning": "on" if spinning else "off", **memory},
     )
 
 

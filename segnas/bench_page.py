@@ -117,6 +117,7 @@ def conditions_of(run: Benchmark) -> Pairs:
         ("scopes", ", ".join(each.scope for each in run.timings)),
         ("threads", str(target.threads)),
         ("spinning", options.get("spinning", told.get("spinning", "not applicable"))),
+        ("huge pages", options.get("huge_pages", "off") if target.backend == "onnxruntime" else "not applicable"),
         ("graph", told.get("cuda_graph", options.get("graph", ON_CPU))),
         ("clocks", clocks),
         ("throttled", told.get("throttled", "not applicable")),

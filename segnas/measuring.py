@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from random import Random
 
-from segnas.apart import SURE, measured_apart, sure_of
+from segnas.apart import MOST, SURE, measured_apart, sure_of
 from segnas.arch import Architecture, Operation
 from segnas.cuda_driver import first_device
 from segnas.errors import IncompatibleError, InputError, RequirementError
@@ -117,11 +117,11 @@ def naming_operations(progress: Progress) -> Callable[[int, int, Operation], Non
     return lambda done, total, operation: progress(done, total, str(operation.kind))
 
 
-def measure_network(architecture: Architecture, table: LatencyTable, *, sure: float = SURE) -> Measured:
+def measure_network(architecture: Architecture, table: LatencyTable, *, sure: float = SURE, most: int = MOST) -> Measured:
     """The sentinel-normalised latency of one network on the table's target, as the mean of several processes; `sure` is the relative standard
-    deviation of that mean that is enough.
+    deviation of that mean that is enough, `most` the processes after which it has to do.
     """
-    return _measured(architecture, table, None, "", partial(sure_of, sure=sure))
+    return _measured(architecture, table, None, "", partial(sure_of, sure=sure, most=most))
 
 
 def measure_engine(path: Path, architecture: Architecture, table: LatencyTable, budget_ms: float, *, sure: float = SURE) -> Measured:

@@ -59,7 +59,7 @@ def test_every_condition_is_in_text_and_page(run, expected):
     text, whole = benchmark_text(run), html.unescape(benchmarks_page(SideBySide("now", (run,), ())))
     shown = dict(conditions_of(run))
     assert set(shown) == {
-        *("device", "runtime", "precision", "input", "batch", "scopes", "threads", "spinning", "graph", "clocks", "throttled"),
+        *("device", "runtime", "precision", "input", "batch", "scopes", "threads", "spinning", "huge pages", "graph", "clocks", "throttled"),
         *("machine idle", "rigor", "pretraining", "split"),
     }
     for value in shown.values():
@@ -86,6 +86,7 @@ def test_clocks_graph_and_idleness_are_said_for_both_kinds_of_device():
     assert cpu["clocks"].startswith("not read; the sentinel tells")
     assert "reference 2.4000 ms of 2026-11-21" in cpu["clocks"]
     assert (cpu["graph"], cpu["spinning"], cpu["threads"]) == ("none: on the CPU", "on", "2")
+    assert (cpu["huge pages"], gpu["huge pages"]) == ("off", "not applicable")
     assert cpu["machine idle"].startswith("yes (load 0.10 to 0.20")
     assert gpu["clocks"] == "SM 2520 (2500 to 2535) MHz, memory 10501 (10501 to 10501) MHz, 61 °C"
     assert (gpu["graph"], gpu["throttled"]) == ("none: cuda-bindings is not installed", "power cap")

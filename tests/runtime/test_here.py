@@ -16,7 +16,7 @@ RTX = Target("compute capability 8.9", "tensorrt-rtx", "1.7.1.116", "fp16", 64, 
 
 def test_this_machines_own_target_differs_in_nothing():
     facts = facts_here(HERE)
-    assert facts == {"device": device_name(), "runtime_version": HERE.runtime_version}
+    assert facts == {"device": device_name(), "runtime_version": HERE.runtime_version, "huge_pages": "off"}
     assert differences(HERE, facts) == ()
     assert target_here(HERE, facts, ()) == (HERE, ())
     chosen = cpu_target(64, 128, spinning=True, optimisation="basic", batch=3)  # what was chosen is no fact of the machine
@@ -36,8 +36,18 @@ def test_each_difference_is_named_and_may_be_allowed():
     target, found = target_here(other, facts, ("device", "runtime_version", "threads"))
     assert target == dataclasses.replace(HERE, threads=available_cores())
     assert found[0] == ("device", "a toaster", HERE.device)
-    with pytest.raises(UsageError, match=r"--allow-mismatch devise was given; fields .* are device, runtime_version, threads"):
+    with pytest.raises(UsageError, match=r"--allow-mismatch devise was given; fields .* are device, runtime_version, huge_pages, threads"):
         target_here(other, facts, ("devise",))
+
+
+def test_an_engine_with_huge_pages_is_not_timed_without_them_nor_one_without_them_with_them():
+    facts = facts_here(HERE)
+    huge = dataclasses.replace(HERE, options=tuple(sorted((*HERE.options, ("huge_pages", "on")))))
+    for target, here, other in ((huge, facts, HERE), (HERE, facts | {"huge_pages": "on"}, huge)):
+        with pytest.raises(IncompatibleError, match=r"huge_pages: the engine has 'o\w+', here is 'o\w+'.*GLIBC_TUNABLES=glibc.malloc.hugetlb=1"):
+            target_here(target, here, ())
+        assert target_here(target, here, ("huge_pages",))[0] == other
+    assert target_here(huge, facts | {"huge_pages": "on"}, ()) == (huge, ())
 
 
 def test_options_that_are_facts_count():
