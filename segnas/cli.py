@@ -100,7 +100,14 @@ def run(
     folder = out or Path("runs") / wanted.name
     screen = SilentScreen() if as_json else RichScreen()
     work = Run(
-        wanted, folder, screen, table_file=table, allow=allow, pretrained=pretrained, device=device, services=services_for(wanted.measure.sure)
+        wanted,
+        folder,
+        screen,
+        table_file=table,
+        allow=allow,
+        pretrained=pretrained,
+        device=device,
+        services=services_for(wanted.measure.sure, wanted.measure.drift),
     )
     reports = run_several(work, resume=resume)
     folders = [folder] if len(reports) == 1 else [folder / report.budget.asked for report in reports]

@@ -1,6 +1,7 @@
 """Measuring: tables, whole networks and engines, on the machine that is here; where export, runtime and latency tables are joined."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -117,11 +118,14 @@ def naming_operations(progress: Progress) -> Callable[[int, int, Operation], Non
     return lambda done, total, operation: progress(done, total, str(operation.kind))
 
 
-def measure_network(architecture: Architecture, table: LatencyTable, *, sure: float = SURE, most: int = MOST) -> Measured:
+def measure_network(architecture: Architecture, table: LatencyTable, *, sure: float = SURE, most: int = MOST, drift: float = 0.0) -> Measured:
     """The sentinel-normalised latency of one network on the table's target, as the mean of several processes; `sure` is the relative standard
     deviation of that mean that is enough, `most` the processes after which it has to do.
+
+    `drift` is the relative standard deviation by which means of this machine differ from moment to moment, whatever they state; it counts beside.
     """
-    return _measured(architecture, table, None, "", partial(sure_of, sure=sure, most=most))
+    found = _measured(architecture, table, None, "", partial(sure_of, sure=sure, most=most))
+    return found._replace(relative_sd=math.hypot(found.relative_sd, drift))
 
 
 def measure_engine(path: Path, architecture: Architecture, table: LatencyTable, budget_ms: float, *, sure: float = SURE) -> Measured:
@@ -174,9 +178,9 @@ def require_live(table: LatencyTable, progress: Progress) -> None:
 SERVICES = Services(prepare_probe, measure_network, measure_engine, require_live)
 
 
-def services_for(sure: float) -> Services:
-    """Those services, whose networks are measured until they are known that well."""
-    return replace(SERVICES, measure=partial(measure_network, sure=sure), measure_engine=partial(measure_engine, sure=sure))
+def services_for(sure: float, drift: float = 0.0) -> Services:
+    """Those services, whose networks are measured until they are known that well, on a machine whose moments differ by that much."""
+    return replace(SERVICES, measure=partial(measure_network, sure=sure, drift=drift), measure_engine=partial(measure_engine, sure=sure))
 
 
 def make_table(

@@ -1,20 +1,25 @@
 """Where the parts are joined: which file a target's engine is, what is compiled before the clock runs, and which target this machine is."""
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from segnas import measuring
 from segnas.arch import Architecture
+from segnas.latency import LatencyTable
 from segnas.latency_tables.sentinel import sentinel_architecture
-from segnas.measuring import Services, engine_from_network, gpu_target, here, make_table, processor_target
+from segnas.measuring import Services, engine_from_network, gpu_target, here, make_table, processor_target, services_for
 from segnas.network import initialised
 from segnas.runtime.onnxruntime_session import cpu_target
+from segnas.search.budget import bounds
 from segnas.search.spaces import space
 from segnas.target import Target
+from segnas.timing import Measured
 
 
 class Constant:
@@ -29,6 +34,20 @@ class Constant:
 @pytest.fixture
 def target() -> Target:
     return Target("a CPU", "aotinductor", "2.13.0", "fp32", 64, 128)
+
+
+def test_what_moments_differ_by_counts_for_networks_and_not_for_the_engine_that_is_judged(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(measuring, "_measured", lambda *given: given[-1](lambda number: Measured((10.0, 10.1, 9.9, 10.05, 9.95)[number], 0.05, 12.0)))
+    monkeypatch.setattr(measuring, "read_engine", lambda path: (SimpleNamespace(sha256="a" * 64), path))
+    still, moving = services_for(0.02), services_for(0.02, 0.012)
+    network, table, path = sentinel_architecture(), cast(LatencyTable, None), tmp_path / "model.onnx"
+    alone = still.measure(network, table).relative_sd
+    assert alone > 0
+    assert moving.measure(network, table) == Measured(10.0, math.hypot(alone, 0.012), still.measure(network, table).raw_ms)
+    assert moving.measure_engine(path, network, table, 20.0) == still.measure_engine(path, network, table, 20.0)
+    low, high = bounds(moving.measure(network, table).relative_sd)
+    assert high < 1 - 2 * 0.012 < bounds(alone)[1]
+    assert low < high
 
 
 @pytest.mark.parametrize("runtime", ["aotinductor", "tensorrt", "onnxruntime"])

@@ -134,6 +134,12 @@ def test_a_report_shows_every_setting(name: str) -> None:
     assert {"seed", "data.streets.train", "target.height", "profile.networks", "search.warmup", "train.crop"} <= set(expected)
 
 
+@pytest.mark.parametrize("drift", ["-0.01", "0.11", "nan", "inf"])
+def test_a_drift_that_would_meet_no_budget_is_refused(drift: str) -> None:
+    with pytest.raises(UsageError, match=r"measure.drift is .*; allowed are 0 to 0.1"):
+        recipe_from_toml(LEAST + f"[measure]\ndrift = {drift}", "r")
+
+
 # ---- recipes that extend others
 
 SETTINGS: dict[str, st.SearchStrategy[Any]] = {
@@ -145,6 +151,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "profile.rounds": st.integers(1, 40),
     "profile.repeats": st.integers(0, 3),
     "measure.sure": st.floats(0.001, 0.1),
+    "measure.drift": st.floats(0.0, 0.1),
     "search.method": st.sampled_from(sorted(METHODS)),
     "search.steps": st.integers(300, 500),
     "search.warmup": st.integers(0, 100),
