@@ -35,8 +35,8 @@ def huge_pages_allowed() -> bool:
 
 def is_asked_for(tunables: str) -> bool:
     """Whether `GLIBC_TUNABLES` with that value asks for huge pages: `name=value` pairs between colons, of which the last of a name holds."""
-    values = dict(pair.partition("=")[::2] for pair in tunables.split(":"))
-    return values.get("glibc.malloc.hugetlb") in ("1", "2")
+    values = [value for name, _, value in (pair.partition("=") for pair in tunables.split(":")) if name == "glibc.malloc.hugetlb"]
+    return values[-1:] in (["1"], ["2"])
 
 
 def _started_with() -> str:
