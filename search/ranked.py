@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from segnas.data import Dataset
 from segnas.errors import InputError
 from segnas.latency import LatencyTable
 from segnas.report import Curve
-from segnas.search.budget import Measure, Measurement, Met, bounds
+from segnas.search.budget import USUAL_SD, Measure, Measurement, Met, bounds
 from segnas.search.settings import SearchSettings, TrainSettings
 from segnas.search.space import Derived, Space
 
@@ -83,13 +84,13 @@ def meet_ranked(
     most: int = MOST,
     on_measured: Callable[[Measurement], None] | None = None,
 ) -> Met:
-    """The first candidate whose *measured* latency is under the budget by twice the noise of its mean, else the best that is within it at all.
+    """The first candidate whose *measured* latency is under the budget by twice the noise of its mean, else the one that is furthest within it.
 
-    At most `most` are measured; one that the table, corrected by what was measured, expects over the budget comes after all others.
-    InputError where none of those that were measured is within the budget.
+    At most `most` are measured; those that the table, corrected by what was measured, does not expect so far under the budget come after all others,
+    the cheapest of them first. InputError where none of those that were measured is within the budget.
     """
     records: list[Measurement] = []
-    within: list[tuple[Candidate, Derived]] = []
+    within: list[tuple[float, Candidate, Derived]] = []
     for candidate, derived in _turns(space, candidates, table, budget_ms, records):
         if len(records) >= most:
             break
@@ -99,9 +100,9 @@ def meet_ranked(
         if on_measured:
             on_measured(records[-1])
         if measured.median_ms <= budget_ms:
-            within.append((candidate, derived))
+            within.append((measured.median_ms, candidate, derived))
         if measured.median_ms <= bounds(measured.relative_sd)[1] * budget_ms:
-            within = [(candidate, derived)]
+            within = within[-1:]
             break
     if not within:
         fastest = min((r.measured_ms for r in records), default=float("nan"))
@@ -109,7 +110,7 @@ def meet_ranked(
             f"none of {len(records)} candidates met the budget of {budget_ms:.3f} ms, the fastest took {fastest:.3f} ms; ask for at least "
             f"{fastest * 1.1:.2f} ms, or search again with more trials"
         )
-    candidate, derived = within[0]
+    _, candidate, derived = min(within, key=lambda each: each[0])
     probes = [(space.decode(c.genotype).architecture, c) for c in candidates]
     known = {architecture.digest: architecture for architecture, _ in probes}
     for record in records:
@@ -122,16 +123,18 @@ def _turns(
     space: Space, candidates: Sequence[Candidate], table: LatencyTable, budget_ms: float, records: Sequence[Measurement]
 ) -> Iterator[tuple[Candidate, Derived]]:
     """The candidates in the order in which they are tried; `records` grows meanwhile. Each network once."""
-    late: list[tuple[Candidate, Derived]] = []
+    late: list[tuple[float, Candidate, Derived]] = []
     seen: set[str] = set()
     for candidate in candidates:
         derived = space.decode(candidate.genotype)
         if derived.architecture.digest in seen:
             continue
         seen.add(derived.architecture.digest)
-        ratio = min((r.measured_ms / r.predicted_ms for r in records), default=1.0)
-        if table.estimate(derived.architecture).total_ms * ratio > budget_ms:
-            late.append((candidate, derived))
+        ratio = fmean(r.measured_ms / r.predicted_ms for r in records) if records else 1.0
+        aimed = bounds(fmean(r.relative_sd for r in records) if records else USUAL_SD)[1] * budget_ms
+        predicted = table.estimate(derived.architecture).total_ms
+        if predicted * ratio > aimed:
+            late.append((predicted, candidate, derived))
         else:
             yield candidate, derived
-    yield from late
+    yield from ((candidate, derived) for _, candidate, derived in sorted(late, key=lambda each: each[0]))

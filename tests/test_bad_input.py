@@ -579,7 +579,10 @@ def test_engines_of_another_machine_are_not_timed(made: Path, tmp_path: Path, ca
     ended = call("bench", other, "--seconds", 0, "--compare", made / "engine" / "model.onnx")
     assert ended.code == INCOMPATIBLE
     ended = call("bench", other, "--seconds", 0, "--allow-mismatch", "colour")
-    assert "--allow-mismatch colour was given; fields of this engine that depend on the machine are device, runtime_version, huge_pages, threads" in ended.message
+    assert (
+        "--allow-mismatch colour was given; fields of this engine that depend on the machine are device, runtime_version, huge_pages, threads"
+        in ended.message
+    )
     assert ended.code == USAGE
 
 

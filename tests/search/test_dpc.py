@@ -25,6 +25,7 @@ from segnas.kinds import kind
 from segnas.latency import LatencyTable
 from segnas.network import Network, initialised
 from segnas.ops import build
+from segnas.search.budget import USUAL_SD, bounds
 from segnas.search.cached_score import CachedScore
 from segnas.search.cached_search import agreement, proxy_settings, require_backbone, reranked
 from segnas.search.checkpoint import load_tensors, save_tensors
@@ -387,6 +388,27 @@ def test_the_first_candidate_within_the_measured_budget_is_taken(small: Space, m
     assert met.table.estimate(met.derived.architecture).total_ms == pytest.approx(1.05 * prices[fits], rel=0.05)
     with pytest.raises(InputError, match="none of 8 candidates met the budget of"):
         meet_ranked(small, candidates, table, budget, measure=lambda architecture: measure(architecture, 9.0))
+
+
+def test_where_none_is_clearly_within_the_budget_the_cheapest_are_tried_and_the_one_furthest_within_is_taken(
+    small: Space, made_up_table: Callable[[Space], LatencyTable]
+) -> None:
+    table, rng = made_up_table(small), Random(5)
+    candidates = [Candidate(small.random(rng), 1.0, float(-i)) for i in range(12)]
+    prices = {a.digest: table.estimate(a).total_ms for a in (small.decode(c.genotype).architecture for c in candidates)}
+    cheapest = sorted(prices, key=prices.__getitem__)
+    budget = 1.01 * prices[cheapest[1]]  # two or more are within it, and none by twice the noise of 5 %
+    asked: list[str] = []
+
+    def measure(architecture) -> Measured:
+        asked.append(architecture.digest)
+        return Measured(prices[architecture.digest], 0.05)
+
+    assert prices[cheapest[0]] > bounds(0.05)[1] * budget
+    met = meet_ranked(small, candidates, table, budget, measure=measure)
+    assert met.derived.architecture.digest == cheapest[0]
+    first = [digest for digest in prices if prices[digest] <= bounds(USUAL_SD)[1] * budget][:1]
+    assert asked == [*first, *(digest for digest in cheapest if digest not in first)][:8]
 
 
 def test_a_recipes_search_section_is_one_networks_schedule() -> None:
