@@ -50,7 +50,7 @@ def huge_pages_check(on: bool, allowed: bool) -> Check:
     if not allowed:
         return Check("huge pages", "off: the C library or the kernel gives none", True)
     return Check(
-        "huge pages", "off", True, f"{SETTING} before a command puts its memory into them; networks took 4 to 5 % less so (docs/measuring.md)"
+        "huge pages", "off", True, f"{SETTING} before a command puts its memory into them; networks took 4 to 5 % less so: docs/measuring.md"
     )
 
 

@@ -80,7 +80,7 @@ class MeasureSettings:
     `sure`, or ten processes were asked; at the end up to twenty, until the mean is two of its standard deviations from the budget.
 
     `drift` is a relative standard deviation by which such means differ from one moment of the machine to another, which no reading of one moment
-    knows: networks are aimed twice as far below the budget, so that it is still met when the engine is measured after its training.
+    knows: networks are aimed twice as far below the budget, so that it is less often missed when the engine is measured after its training.
     """
 
     sure: float = SURE
