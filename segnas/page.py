@@ -94,7 +94,9 @@ def verdicts(report: Report) -> tuple[tuple[bool | None, str], ...]:
     met, difference = budget.ratio <= 1, abs(budget.measured_ms - budget.budget_ms)
     side = "under" if met else "over"
     gap = f"{difference:.2f} ms ({100 * abs(budget.ratio - 1):.1f} %) {side}"
-    first = (met, f"Budget {'met' if met else 'missed'}: measured {budget.measured_ms:.2f} ms, {gap} the budget of {budget.budget_ms:.2f} ms.")
+    before = f" Trained before it and set aside: {', '.join(f'{ms:.2f}' for ms in budget.missed_ms)} ms." if budget.missed_ms else ""
+    judged = f"Budget {'met' if met else 'missed'}: measured {budget.measured_ms:.2f} ms, {gap} the budget of {budget.budget_ms:.2f} ms."
+    first = (met, judged + before)
     if parity is None:
         return first, (None, "Parity not checked: nothing shows that the engine computes what was trained.")
     what = f"{agreement(parity.argmax_agreement)} of pixels agree with {parity.reference} over {parity.images} images"

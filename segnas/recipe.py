@@ -27,6 +27,7 @@ LEAST: tuple[tuple[int, tuple[str, ...]], ...] = (
 ABOVE_ZERO = ("search.scale", "search.learning_rate", "measure.sure", "search.temperature", "search.final_temperature", "train.scale")
 
 MOST_DRIFT = 0.1
+MOST_RETRAIN = 3
 """Our choice: networks are then aimed at 80 % of the budget and less."""
 
 
@@ -81,12 +82,17 @@ class MeasureSettings:
 
     `drift` is a relative standard deviation by which such means differ from one moment of the machine to another, which no reading of one moment
     knows: networks are aimed twice as far below the budget, so that it is less often missed when the engine is measured after its training.
+
+    `retrain` is how often a run whose engine misses its budget all the same derives and trains another network, aimed lower (`segnas.missed`).
     """
 
     sure: float = SURE
     drift: float = 0.0
+    retrain: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.retrain <= MOST_RETRAIN:
+            raise UsageError(f"measure.retrain is {self.retrain}; allowed are 0 to {MOST_RETRAIN}: choose a higher budget")
         if not 0 <= self.drift <= MOST_DRIFT:
             raise UsageError(f"measure.drift is {self.drift}; allowed are 0 to {MOST_DRIFT}: a machine that drifts by more meets no budget")
 

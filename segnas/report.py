@@ -236,7 +236,10 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What was asked for, what the table predicted, what the clock said; ms. `asked` is the text of the request."""
+    """What was asked for, what the table predicted, what the clock said; ms. `asked` is the text of the request.
+
+    `missed_ms` are the engines that were trained before, over the budget, and set aside.
+    """
 
     asked: str
     budget_ms: float
@@ -245,6 +248,7 @@ class Budget:
     predicted_high_ms: float
     measured_ms: float
     measurements: tuple[tuple[str, float, float], ...]
+    missed_ms: tuple[float, ...] = ()
 
     @property
     def ratio(self) -> float:

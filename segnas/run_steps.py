@@ -9,6 +9,7 @@ from statistics import geometric_mean
 from segnas.arch import Architecture
 from segnas.benching import bench_engine, examples
 from segnas.cost import network_cost
+from segnas.errors import InputError
 from segnas.evaluating import evaluate_engine
 from segnas.export.manifest import versions
 from segnas.exporting import export_engine
@@ -16,11 +17,12 @@ from segnas.files import plain, read_json, read_noun, unplain, write_noun, write
 from segnas.latency import Calibration, LatencyTable
 from segnas.latency_tables.store import load_table, save_table
 from segnas.measuring import make_table
+from segnas.missed import aimed_ms, keep_last, read_misses
 from segnas.recipe import flattened
 from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
 from segnas.run_context import Run
 from segnas.runtime.session import open_session
-from segnas.sampled_methods import search_by_sampling
+from segnas.sampled_methods import lowered, search_by_sampling
 from segnas.search.budget import Measurement, budget_ms, budget_texts
 from segnas.search.frozen import BACKBONE_NAME
 from segnas.search.ranked import Surroundings
@@ -110,7 +112,8 @@ def search(work: Run) -> None:
     with work.screen.step(f"searching {recipe.space}") as progress:
         if METHODS[recipe.search.method].family == "sampled":
             surroundings = Surroundings(work.folder, work.pretrained, work.device, recipe.seed, progress)
-            search_by_sampling(work.space(), _table(work), dataset, recipe.search, recipe.train, budget=budget, out=out, around=surroundings)
+            aimed = lowered(work.space(), _table(work), budget, recipe.measure.drift)
+            search_by_sampling(work.space(), _table(work), dataset, recipe.search, recipe.train, budget=aimed, out=out, around=surroundings)
         else:
             search_space(
                 work.space(),
@@ -130,13 +133,28 @@ def search(work: Run) -> None:
 
 def derive(work: Run) -> None:
     """`arch.json` and `derive.json`: the network that meets the budget when measured."""
-    out, budget = work.folder / "arch.json", float(read_json(work.folder / "budget.json")["budget_ms"])
+    out, misses = work.folder / "arch.json", read_misses(work.folder)
     if out.is_file():
         return
-    with work.screen.step("deriving the network and measuring it") as progress:
-        met = derive_network(
-            work.space(), work.folder / "search.json", _table(work), budget, out=out, seed=work.recipe.seed, services=work.services, progress=progress
-        )
+    budget = aimed_ms(float(read_json(work.folder / "budget.json")["budget_ms"]), misses)
+    try:
+        with work.screen.step("deriving the network and measuring it") as progress:
+            met = derive_network(
+                work.space(),
+                work.folder / "search.json",
+                _table(work),
+                budget,
+                out=out,
+                seed=work.recipe.seed,
+                services=work.services,
+                progress=progress,
+            )
+    except InputError as error:
+        if not misses:
+            raise
+        kept = keep_last(work.folder)
+        work.screen.say(f"no other network was found within {budget:.3f} ms ({error}): that of {kept.architecture} stays")
+        return
     work.screen.say(f"network {met.derived.architecture.digest}: measured {met.measured_ms:.3f} ms of {budget:.3f} ms")
 
 
@@ -231,6 +249,7 @@ def report_of(work: Run) -> Report:
             derived["high_ms"],
             float(read_json(folder / "measured.json")["measured_ms"]),
             tuple((m.digest, m.predicted_ms, m.measured_ms) for m in measurements),
+            tuple(miss.measured_ms for miss in read_misses(folder) if not miss.is_final),
         ),
         timing=timing,
         accuracy=read_noun(folder / "accuracy.json", Accuracy),

@@ -1,13 +1,14 @@
 """Methods of the family "sampled" inside `segnas run`: each proposes networks, scores them one by one, and leaves them ranked in `search.json`."""
 
+import math
 from pathlib import Path
 
 from segnas.data import Dataset
 from segnas.errors import UsageError, VerificationError
 from segnas.files import plain, require_writable
 from segnas.latency import MISMATCH_KEY, LatencyTable
-from segnas.measuring import require_budget, require_entries
-from segnas.search.budget import budget_texts
+from segnas.measuring import latency_range, require_budget, require_entries
+from segnas.search.budget import USUAL_SD, bounds, budget_texts
 from segnas.search.cached_search import cached_search, require_backbone
 from segnas.search.controlled_search import controlled_search
 from segnas.search.frozen import require_steps
@@ -30,6 +31,15 @@ def require_sampled(settings: SearchSettings, budget: str, *, has_weights: bool)
         require_backbone(settings.sampled, has_weights=has_weights)
     elif not has_weights:
         require_steps(settings.sampled.backbone_steps)
+
+
+def lowered(space: Space, table: LatencyTable, budget: float, drift: float) -> float:
+    """The budget in ms that networks are proposed within, so that a measured one is far enough under `budget`: lower by twice the noise of a usual
+    mean and of the machine's `drift`, but never below the cheapest network. The budget itself without drift.
+    """
+    if not drift:
+        return budget
+    return min(budget, max(bounds(math.hypot(USUAL_SD, drift))[1] * budget, latency_range(space, table)[0]))
 
 
 def search_by_sampling(

@@ -140,6 +140,12 @@ def test_a_drift_that_would_meet_no_budget_is_refused(drift: str) -> None:
         recipe_from_toml(LEAST + f"[measure]\ndrift = {drift}", "r")
 
 
+@pytest.mark.parametrize("retrain", [-1, 4])
+def test_training_again_without_end_is_refused(retrain: int) -> None:
+    with pytest.raises(UsageError, match=f"measure.retrain is {retrain}; allowed are 0 to 3"):
+        recipe_from_toml(LEAST + f"[measure]\nretrain = {retrain}", "r")
+
+
 # ---- recipes that extend others
 
 SETTINGS: dict[str, st.SearchStrategy[Any]] = {
@@ -152,6 +158,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "profile.repeats": st.integers(0, 3),
     "measure.sure": st.floats(0.001, 0.1),
     "measure.drift": st.floats(0.0, 0.1),
+    "measure.retrain": st.integers(0, 3),
     "search.method": st.sampled_from(sorted(METHODS)),
     "search.steps": st.integers(300, 500),
     "search.warmup": st.integers(0, 100),

@@ -14,13 +14,14 @@ from segnas import benching, evaluating
 from segnas.arch import Architecture
 from segnas.benching import bench_engine
 from segnas.benchmark import benchmark_of
-from segnas.errors import IncompatibleError, UsageError
+from segnas.errors import IncompatibleError, InputError, UsageError
 from segnas.export.manifest import read_engine
 from segnas.files import read_json, read_noun, sha256_of
 from segnas.latency import Calibration, Entry, LatencyTable
 from segnas.latency_tables.store import load_table, save_table
 from segnas.measuring import Services
 from segnas.network import weights_digest
+from segnas.page import text_summary
 from segnas.recipe import Recipe, recipe_from_toml
 from segnas.report import Report
 from segnas.run_context import Run, SilentScreen
@@ -167,6 +168,47 @@ def test_several_budgets_share_one_search(tmp_path: Path, recipe: Recipe, table_
     assert again[1].architecture == reports[1].architecture
     with pytest.raises(UsageError, match="already holds a run"):
         segnas.run.run_several(made(both, folder, table_file))
+
+
+@pytest.mark.parametrize("other_is_there", [True, False])
+def test_an_engine_over_its_budget_is_followed_by_another_where_the_recipe_says_so(
+    recipe: Recipe, table_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_is_there: bool
+) -> None:
+    """The first engine reads 3 % over the budget. Where another network is found it is aimed lower and trained, else the first one stays."""
+    folder, clock, said, shipped = tmp_path / "run", Clock(), list[str](), list[str]()
+
+    def slow_at_first(path: Path, architecture: Architecture, table: LatencyTable, budget_ms: float) -> Measured:
+        shipped.append(architecture.digest)
+        return Measured(1.03 * budget_ms, 0.004) if shipped[0] == architecture.digest else clock.engine(path, architecture, table, budget_ms)
+
+    work = made(replace(recipe, measure=replace(recipe.measure, retrain=1)), folder, table_file)
+    monkeypatch.setattr(work.screen, "say", said.append)
+    if not other_is_there:
+        derive = segnas.run_steps.derive_network
+
+        def once(*given: Any, **named: Any):
+            if shipped:
+                raise InputError("the fastest took 9 ms")
+            return derive(*given, **named)
+
+        monkeypatch.setattr(segnas.run_steps, "derive_network", once)
+    report = segnas.run.run(replace(work, services=replace(clock.services(), measure_engine=slow_at_first)))
+    asked = read_json(folder / "budget.json")["budget_ms"]
+    assert report.architecture_digest == report.engine.architecture == shipped[-1]
+    assert len(set(shipped)) == len(shipped) == 1 + other_is_there
+    if other_is_there:
+        first = read_json(folder / "missed-1" / "derive.json")
+        derived = {digest: ms for digest, _, ms in report.budget.measurements}[shipped[1]]
+        assert derived <= bounds(0.004)[1] * asked * first["measured_ms"] / (1.03 * asked)
+        assert report.budget.missed_ms == (1.03 * asked,)
+        assert report.budget.ratio < 1
+        assert f"Trained before it and set aside: {1.03 * asked:.2f} ms." in text_summary(report)
+    else:
+        assert report.budget.missed_ms == ()
+        assert report.budget.measured_ms == 1.03 * asked
+        assert f"(the fastest took 9 ms): that of {shipped[0]} stays" in said[-1]
+    assert any("another network is derived and trained" in line for line in said)
+    assert segnas.run.run(work, resume=True) == report
 
 
 def test_everything_in_the_report_is_of_the_same_network(finished: tuple[Path, Report, Clock], table_file: Path) -> None:

@@ -1,6 +1,7 @@
 """Methods that sample networks inside a run: what is refused before anything is spent, what they leave behind, and who takes it up."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from segnas import sampled_methods
 from segnas.data import open_dataset
 from segnas.errors import InputError, UsageError, VerificationError
 from segnas.latency import Entry, LatencyTable
-from segnas.measuring import Services
+from segnas.measuring import Services, latency_range
 from segnas.report import Curve
 from segnas.runtime.onnxruntime_session import cpu_target
-from segnas.sampled_methods import SAMPLED, require_sampled, search_by_sampling
+from segnas.sampled_methods import SAMPLED, lowered, require_sampled, search_by_sampling
 from segnas.search.cached_search import cached_search
 from segnas.search.ranked import Candidate, Ranked, Sought, Surroundings
 from segnas.search.settings import METHODS, Constraint, SampledSettings, SearchSettings, TrainSettings, with_method
@@ -89,6 +90,17 @@ def test_candidates_are_written_shown_and_derived_by_measuring(tmp_path: Path, m
     out.write_text(out.read_text().replace('"score":0.3', '"score":"high"'))
     with pytest.raises(InputError, match=r"candidates\[1\]\.score is 'high'; float is needed"):
         read_candidates(out)
+
+
+def test_networks_are_proposed_as_far_below_the_budget_as_the_machine_drifts_but_not_below_the_cheapest() -> None:
+    prices = table()
+    low, high = latency_range(SMALL, prices)
+    budget = 0.5 * (low + high)
+    assert low < 0.9 * budget  # else nothing below tells the two apart
+    assert lowered(SMALL, prices, budget, 0.0) == budget
+    assert lowered(SMALL, prices, budget, 0.012) == pytest.approx((1 - 2 * math.hypot(0.005, 0.012)) * budget)
+    assert lowered(SMALL, prices, 1.01 * low, 0.012) == low
+    assert lowered(SMALL, prices, low, 0.012) == low
 
 
 def test_a_search_that_scored_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,21 +251,21 @@ def test_cached_features_are_those_of_the_live_network(proxy: CachedScore, small
     crops = list(proxy.crop_batches())
     assert sum(len(batch.indices) for batch in crops) == 5
     assert set().union(*(batch.indices for batch in crops)) <= set(halves(8, 0)[0])
-    assert proxy.backbone.taps == ("mobilenetv2.17",)
+    assert proxy.backbone.taps == ("mobilenetv2.6",)
     proxy.fitted(cell)
     (path,) = proxy.folder.glob("features-*.safetensors")
     kept = load_tensors(path)[0]
     with torch.no_grad():
         images = torch.cat([batch.images for batch in crops])
-        logits, live = network.features(images, [taps["mobilenetv2.17"]])
-        cached = kept["crops.mobilenetv2.17"]
-        assert torch.allclose(cached, live[taps["mobilenetv2.17"]], atol=1e-5)
-        assert torch.allclose(Tail(network)({"mobilenetv2.17": cached}, (64, 64)), logits, atol=1e-4)
+        logits, live = network.features(images, [taps["mobilenetv2.6"]])
+        cached = kept["crops.mobilenetv2.6"]
+        assert torch.allclose(cached, live[taps["mobilenetv2.6"]], atol=1e-5)
+        assert torch.allclose(Tail(network)({"mobilenetv2.6": cached}, (64, 64)), logits, atol=1e-4)
     assert torch.equal(kept["labels"].long(), torch.cat([batch.labels for batch in crops]))
     image = torch.from_numpy(network_input(proxy.dataset.read(proxy.held_out[1])[0], 64, 128))
     with torch.no_grad():
-        whole = network.features(image, [taps["mobilenetv2.17"]])[1][taps["mobilenetv2.17"]]
-    assert torch.allclose(kept["held_out.mobilenetv2.17"][1:2], whole, atol=1e-5)
+        whole = network.features(image, [taps["mobilenetv2.6"]])[1][taps["mobilenetv2.6"]]
+    assert torch.allclose(kept["held_out.mobilenetv2.6"][1:2], whole, atol=1e-5)
 
 
 def test_a_proxy_training_moves_the_rest_alone_and_is_repeatable(proxy: CachedScore, small: Space) -> None:
