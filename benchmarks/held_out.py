@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from segnas.judging import read_judgement
-from segnas.latency_tables.judge import JUDGED, Figures
+from segnas.latency_tables.judge import JUDGED, Figures, Judgement
 
 TABLES = Path(__file__).parents[1] / "latency_tables" / "tables"
 HEAD = (
@@ -18,12 +18,21 @@ LEVELS = {(0, "sum"): "the sum", (10, "scale"): "one scale, 10 networks", (40, "
 
 
 def main() -> None:
-    """Print a row for each set of each space, the corners and the pooled coverage."""
+    """Print, for each device, a row for each set of each space, the corners and the pooled coverage."""
+    devices: dict[str, list[Judgement]] = {}
+    for path in sorted(TABLES.glob(f"*{JUDGED}")):
+        found = read_judgement(path.with_name(path.name.removesuffix(JUDGED) + ".json"))
+        devices.setdefault(found.target.device, []).append(found)
+    for device, judgements in devices.items():
+        print(f"{device}\n")
+        _print_device(judgements)
+
+
+def _print_device(judgements: list[Judgement]) -> None:
     covered: dict[str, list[float]] = {}
     corners: list[str] = []
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
-    for path in sorted(TABLES.glob(f"*{JUDGED}")):
-        found = read_judgement(path.with_name(path.name.removesuffix(JUDGED) + ".json"))
+    for found in judgements:
         noise, spread = dict(found.label_noise), dict(found.spread)
         for name in ("uniform", "stratified"):
             of: dict[str, Figures] = {
@@ -43,6 +52,7 @@ def main() -> None:
     print("\nCorners, level 2, the worst two: " + "; ".join(corners) + ".")
     for level, values in covered.items():
         print(f"In the 90 % interval, pooled, {level}: {fmean(values):.1f} %")
+    print()
 
 
 if __name__ == "__main__":
