@@ -292,21 +292,17 @@ def require_entries(space: Space, table: LatencyTable) -> None:
         )
 
 
-def require_budget(space: Space, table: LatencyTable, budget: float) -> None:
-    """InputError for a budget in ms below the cheapest network of the space, or above the dearest, as far as the table knows."""
-    low, high = latency_range(space, table)
+def require_budget(space: Space, table: LatencyTable, budget: float) -> tuple[float, float]:
+    """What the cheapest and the dearest network of the space take in ms, as far as the table knows; InputError for a budget that is not between."""
+    price = ExpectedLatency(space, table).exact
+    low, high = price(cheapest(space, price)), price(cheapest(space, lambda genotype: -price(genotype)))
     if not low <= budget <= high:
         advice = "raise the budget, lower the input size or choose a faster space" if budget < low else "ask for less, or choose a larger space"
         raise InputError(
             f"a budget of {budget:.3f} ms was given; by its latency table the networks of {space.name!r} take {low:.3f} to {high:.3f} ms: {advice} "
             "(`segnas spaces`)"
         )
-
-
-def latency_range(space: Space, table: LatencyTable) -> tuple[float, float]:
-    """What the cheapest and the dearest network of the space take in ms, as far as the table knows."""
-    price = ExpectedLatency(space, table).exact
-    return price(cheapest(space, price)), price(cheapest(space, lambda genotype: -price(genotype)))
+    return low, high
 
 
 def for_this_machine(table: LatencyTable, allow: Iterable[str] = ()) -> LatencyTable:

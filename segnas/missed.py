@@ -16,22 +16,24 @@ from segnas.files import plain, read_json, read_noun, unplain, write_text
 MISSED_NAME = "missed.json"
 """In a run's folder: the engines that were set aside, in order."""
 
-MOVED = (
-    *("report.html", "report.json", "accuracy.json", "measured.json", "timing.json", "model.onnx.json", "model.onnx"),
-    *("weights.safetensors", "weights.json", "weights.checkpoint.safetensors", "derive.json", "arch.json"),
+NETWORK_FILES = (
+    *("derive.json", "arch.json", "weights.json", "weights.safetensors", "model.onnx", "model.onnx.json"),
+    *("timing.json", "measured.json", "accuracy.json"),
 )
+"""What the steps write of one network, in the order in which they write it."""
+
+MOVED = ("weights.checkpoint.safetensors", *(name for name in NETWORK_FILES if name != "arch.json"), "arch.json")
 """What is set aside; `arch.json` last, since it says whether there is something left to move."""
 
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """An engine that was over its budget: its architecture's digest, its latency by the table, when it was derived, and as shipped, in ms.
+    """An engine that was over its budget: its architecture's digest, and its latency when it was derived and as shipped, in ms.
 
     `is_final` where no other network was found within what is left of the budget, so that it is the run's result all the same.
     """
 
     architecture: str
-    predicted_ms: float
     derived_ms: float
     measured_ms: float
     is_final: bool = False
@@ -40,7 +42,7 @@ class Miss:
 def read_misses(folder: Path) -> tuple[Miss, ...]:
     """Those of a run's folder, in order."""
     path = folder / MISSED_NAME
-    return unplain(tuple[Miss, ...], read_json(path)["missed"], f"{path}: missed") if path.is_file() else ()
+    return unplain(tuple[Miss, ...], read_json(path).get("missed"), f"{path}: missed") if path.is_file() else ()
 
 
 def aimed_ms(budget_ms: float, misses: Sequence[Miss]) -> float:
@@ -56,11 +58,11 @@ def set_aside(folder: Path, most: int) -> Miss | None:
     misses = read_misses(folder)
     if len(misses) >= most or any(miss.is_final for miss in misses):
         return None
-    measured, derived = float(read_json(folder / "measured.json")["measured_ms"]), read_json(folder / "derive.json")
+    derived, measured = (float(read_json(folder / name)["measured_ms"]) for name in ("derive.json", "measured.json"))
     if measured <= float(read_json(folder / "budget.json")["budget_ms"]):
         return None
     architecture = read_noun(folder / "arch.json", Architecture).digest
-    miss = Miss(architecture, float(derived["predicted_ms"]), float(derived["measured_ms"]), measured)
+    miss = Miss(architecture, derived, measured)
     _write(folder, (*misses, miss))
     settle(folder)
     return miss

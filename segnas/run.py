@@ -15,7 +15,7 @@ from typing import Any
 
 from segnas.errors import IncompatibleError, UsageError
 from segnas.files import read_json, write_text
-from segnas.missed import MISSED_NAME, set_aside, settle
+from segnas.missed import MISSED_NAME, NETWORK_FILES, set_aside, settle
 from segnas.recipe import flattened
 from segnas.report import Report
 from segnas.run_context import Run
@@ -31,10 +31,7 @@ from segnas.steps import require_device
 from segnas.streets import require_street_size
 from segnas.teaching import TEACHING, require_teacher
 
-_PRODUCTS = (
-    *("table.json", "budget.json", "search.json", "derive.json", "arch.json", "weights.json", "weights.safetensors", "model.onnx", "model.onnx.json"),
-    *("timing.json", "measured.json", "accuracy.json", "floors.json", "report.html", "report.json"),
-)
+_PRODUCTS = ("table.json", "budget.json", "search.json", *NETWORK_FILES, "floors.json", "report.html", "report.json")
 """What the steps write, in the order in which they write it."""
 
 _UNFINISHED = {

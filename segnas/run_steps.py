@@ -22,7 +22,7 @@ from segnas.recipe import flattened
 from segnas.report import Accuracy, Budget, Engine, Floor, Report, Timing
 from segnas.run_context import Run
 from segnas.runtime.session import open_session
-from segnas.sampled_methods import lowered, search_by_sampling
+from segnas.sampled_methods import search_by_sampling
 from segnas.search.budget import Measurement, budget_ms, budget_texts
 from segnas.search.frozen import BACKBONE_NAME
 from segnas.search.ranked import Surroundings
@@ -112,8 +112,17 @@ def search(work: Run) -> None:
     with work.screen.step(f"searching {recipe.space}") as progress:
         if METHODS[recipe.search.method].family == "sampled":
             surroundings = Surroundings(work.folder, work.pretrained, work.device, recipe.seed, progress)
-            aimed = lowered(work.space(), _table(work), budget, recipe.measure.drift)
-            search_by_sampling(work.space(), _table(work), dataset, recipe.search, recipe.train, budget=aimed, out=out, around=surroundings)
+            search_by_sampling(
+                work.space(),
+                _table(work),
+                dataset,
+                recipe.search,
+                recipe.train,
+                budget=budget,
+                drift=recipe.measure.drift,
+                out=out,
+                around=surroundings,
+            )
         else:
             search_space(
                 work.space(),

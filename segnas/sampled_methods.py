@@ -7,7 +7,7 @@ from segnas.data import Dataset
 from segnas.errors import UsageError, VerificationError
 from segnas.files import plain, require_writable
 from segnas.latency import MISMATCH_KEY, LatencyTable
-from segnas.measuring import latency_range, require_budget, require_entries
+from segnas.measuring import require_budget, require_entries
 from segnas.search.budget import USUAL_SD, bounds, budget_texts
 from segnas.search.cached_search import cached_search, require_backbone
 from segnas.search.controlled_search import controlled_search
@@ -33,13 +33,11 @@ def require_sampled(settings: SearchSettings, budget: str, *, has_weights: bool)
         require_steps(settings.sampled.backbone_steps)
 
 
-def lowered(space: Space, table: LatencyTable, budget: float, drift: float) -> float:
+def lowered(budget: float, drift: float, *, least: float) -> float:
     """The budget in ms that networks are proposed within, so that a measured one is far enough under `budget`: lower by twice the noise of a usual
-    mean and of the machine's `drift`, but never below the cheapest network. The budget itself without drift.
+    mean and of the machine's `drift`, but never below the `least` that a network takes. The budget itself without drift.
     """
-    if not drift:
-        return budget
-    return min(budget, max(bounds(math.hypot(USUAL_SD, drift))[1] * budget, latency_range(space, table)[0]))
+    return max(bounds(math.hypot(USUAL_SD, drift))[1] * budget, least) if drift else budget
 
 
 def search_by_sampling(
@@ -50,20 +48,23 @@ def search_by_sampling(
     train: TrainSettings,
     *,
     budget: float,
+    drift: float,
     out: Path,
     around: Surroundings,
 ) -> None:
-    """Search under a budget in ms and write the candidates in their order, the best one's options as probabilities, curves and notes.
+    """Search under a budget in ms, on a machine of that `drift`, and write the candidates in their order, the best one's options as probabilities,
+    curves and notes.
 
     VerificationError where no network could be scored.
     """
     require_device(around.device)
     require_entries(space, table)
-    require_budget(space, table, budget)
+    least, _ = require_budget(space, table, budget)
     require_writable(out)
-    ranked = SAMPLED[settings.method](Sought(space, table, dataset, settings, train, budget), around)
+    aimed = lowered(budget, drift, least=least)
+    ranked = SAMPLED[settings.method](Sought(space, table, dataset, settings, train, aimed), around)
     if not ranked.candidates:
-        raise VerificationError(f"method {settings.method!r} scored no network of {space.name!r} within {budget:.3f} ms; give it more trials")
+        raise VerificationError(f"method {settings.method!r} scored no network of {space.name!r} within {aimed:.3f} ms; give it more trials")
     best = ranked.candidates[0].genotype
     write_curves(
         out,

@@ -12,7 +12,7 @@ from segnas import sampled_methods
 from segnas.data import open_dataset
 from segnas.errors import InputError, UsageError, VerificationError
 from segnas.latency import Entry, LatencyTable
-from segnas.measuring import Services, latency_range
+from segnas.measuring import Services, require_budget
 from segnas.report import Curve
 from segnas.runtime.onnxruntime_session import cpu_target
 from segnas.sampled_methods import SAMPLED, lowered, require_sampled, search_by_sampling
@@ -76,7 +76,7 @@ def test_candidates_are_written_shown_and_derived_by_measuring(tmp_path: Path, m
     monkeypatch.setitem(SAMPLED, "dpc", found)
     around, out = Surroundings(tmp_path, None, "cpu", 0, silent), tmp_path / "search.json"
     budget = prices.estimate(SMALL.decode(genotypes[0]).architecture).total_ms / 0.99
-    search_by_sampling(SMALL, prices, dataset, SETTINGS, TrainSettings(), budget=budget, out=out, around=around)
+    search_by_sampling(SMALL, prices, dataset, SETTINGS, TrainSettings(), budget=budget, drift=0.0, out=out, around=around)
     assert seen[0].budget_ms == budget
     assert read_candidates(out) == given
     assert read_notes(out) == ("a sentence",)
@@ -94,13 +94,14 @@ def test_candidates_are_written_shown_and_derived_by_measuring(tmp_path: Path, m
 
 def test_networks_are_proposed_as_far_below_the_budget_as_the_machine_drifts_but_not_below_the_cheapest() -> None:
     prices = table()
-    low, high = latency_range(SMALL, prices)
+    priced = prices.estimate(SMALL.decode(dict.fromkeys(SMALL.decisions, 0)).architecture).total_ms
+    low, high = require_budget(SMALL, prices, priced)
     budget = 0.5 * (low + high)
     assert low < 0.9 * budget  # else nothing below tells the two apart
-    assert lowered(SMALL, prices, budget, 0.0) == budget
-    assert lowered(SMALL, prices, budget, 0.012) == pytest.approx((1 - 2 * math.hypot(0.005, 0.012)) * budget)
-    assert lowered(SMALL, prices, 1.01 * low, 0.012) == low
-    assert lowered(SMALL, prices, low, 0.012) == low
+    assert lowered(budget, 0.0, least=low) == budget
+    assert lowered(budget, 0.012, least=low) == pytest.approx((1 - 2 * math.hypot(0.005, 0.012)) * budget)
+    assert lowered(1.01 * low, 0.012, least=low) == low
+    assert lowered(low, 0.012, least=low) == low
 
 
 def test_a_search_that_scored_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +110,10 @@ def test_a_search_that_scored_nothing_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sampled_methods.SAMPLED, "dpc", lambda sought, around: Ranked(()))
     budget = prices.estimate(SMALL.decode(dict.fromkeys(SMALL.decisions, 0)).architecture).total_ms * 1.01
     around = Surroundings(tmp_path, None, "cpu", 0, silent)
+    with pytest.raises(InputError, match=r"a budget of 999\.000 ms was given; by its latency table"):  # the user's, not the lowered one
+        search_by_sampling(SMALL, prices, dataset, SETTINGS, TrainSettings(), budget=999.0, drift=0.012, out=tmp_path / "search.json", around=around)
     with pytest.raises(VerificationError, match="scored no network of 'dpc-small' within"):
-        search_by_sampling(SMALL, prices, dataset, SETTINGS, TrainSettings(), budget=budget, out=tmp_path / "search.json", around=around)
+        search_by_sampling(SMALL, prices, dataset, SETTINGS, TrainSettings(), budget=budget, drift=0.0, out=tmp_path / "search.json", around=around)
     given: dict[str, Any] = {"budget": budget, "out": tmp_path / "search.json", "device": "cpu", "seed": 0, "progress": silent}
     with pytest.raises(UsageError, match="method 'dpc' samples networks; give `segnas sample dpc-small`"):
         search_space(SMALL, prices, dataset, SETTINGS, **given)
