@@ -44,7 +44,7 @@ def first_sentinel() -> Architecture:
 
 def reading(network: Timed, sentinel: Timed, target: Target, seconds: float) -> tuple[float, float]:
     """The network's time in units of the sentinel, and the sentinel's in ms, over so many seconds."""
-    interleaver, until = Interleaver(sentinel, target, reading_ms=READING_MS), time.monotonic() + seconds
+    interleaver, until = Interleaver([sentinel], target, reading_ms=READING_MS), time.monotonic() + seconds
     interleaver.begin()
     runs, visits = runs_in(VISIT_MS, network, 1, 8), [interleaver.visit(network, 1)]
     while time.monotonic() < until:

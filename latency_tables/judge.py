@@ -8,24 +8,14 @@ from statistics import fmean, stdev
 from segnas.arch import Architecture
 from segnas.errors import InputError
 from segnas.latency import Calibration, LatencyTable
+from segnas.latency_tables.labels import Label, process_sd
 from segnas.target import Target
-from segnas.timing import interquartile_mean
 
 JUDGED = ".judged.json"
 """What takes the place of a table's `.json` in the name of its judgement."""
 BAND = 0.10
 CALIBRATIONS = ((0, "sum"), (10, "scale"), (40, "scale"), (40, "kinds"), (40, "entries"))
 """(networks, level) that are reported side by side."""
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """One network's measured latency: the mean over several processes, its relative standard deviation, and each process's figure in ms."""
-
-    digest: str
-    ms: float
-    relative_sd: float
-    sessions_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +70,6 @@ class Judgement:
     conditions: tuple[tuple[str, str], ...]
 
 
-def label_of(digest: str, sessions_ms: Sequence[float]) -> Label:
-    """The mean of several processes; their interquartile mean where there are four or more. InputError for none."""
-    if not sessions_ms:
-        raise InputError(f"network {digest} was measured in no process")
-    centre = interquartile_mean(sessions_ms) if len(sessions_ms) >= 4 else fmean(sessions_ms)
-    sd = stdev(sessions_ms) / centre / math.sqrt(len(sessions_ms)) if len(sessions_ms) > 1 else math.nan
-    return Label(digest, centre, sd, tuple(sessions_ms))
-
-
 def figures(table: LatencyTable, architectures: Mapping[str, Architecture], labels: Sequence[Label]) -> Figures:
     """How far the table's estimates lie from these labels; InputError below two networks."""
     if len(labels) < 2:
@@ -141,25 +122,9 @@ def rows(
     return tuple(found)
 
 
-def process_sd(labels: Sequence[Label]) -> float:
-    """Relative standard deviation of the factor between two means over so many processes as these labels have: all networks of a process lie together
-    beside the truth, so more networks do not take it away.
-    """
-    processes = len(labels[0].sessions_ms)
-    if processes < 2:
-        return 0.0
-    factors = [fmean(label.sessions_ms[process] / fmean(label.sessions_ms) for label in labels) for process in range(processes)]
-    return math.sqrt(2 / processes) * stdev(factors)
-
-
 def bare(table: LatencyTable) -> LatencyTable:
     """The table as the sum of its entries."""
     return replace(table, calibration=Calibration())
-
-
-def noise(labels: Sequence[Label]) -> float:
-    """Mean relative standard deviation of the labels, in percent."""
-    return 100 * fmean(label.relative_sd for label in labels)
 
 
 def spread(labels: Sequence[Label]) -> float:

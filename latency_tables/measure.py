@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 
 from segnas.arch import Architecture
 from segnas.latency import Prepare, Timed
-from segnas.latency_tables.sentinel import Interleaver, Visit, sentinel_architecture, sentinel_target, steady_rounds
+from segnas.latency_tables.sentinel import Visit, interleaved, steady_rounds
 from segnas.target import Target
 from segnas.timing import Measured, interquartile_mean, percentile
 
@@ -49,11 +49,10 @@ def runs_in(visit_ms: float, network: Timed, least: int, most: int) -> int:
 
 def _visited(architectures: Sequence[Architecture], target: Target, prepare: Prepare, rounds: int, dice: random.Random) -> list[list[Visit]]:
     with ExitStack() as stack:
-        sentinel = stack.enter_context(closing(prepare(sentinel_architecture(), sentinel_target(target))))
+        interleaver = stack.enter_context(interleaved(target, prepare, reading_ms=READING_MS))
         networks = [stack.enter_context(closing(prepare(architecture, target))) for architecture in architectures]
         runs = [runs_in(VISIT_MS, network, 1, 8) for network in networks]
         visits: list[list[Visit]] = [[] for _ in networks]
-        interleaver = Interleaver(sentinel, target, reading_ms=READING_MS)
         interleaver.begin()
         for _ in range(rounds):
             for index in dice.sample(range(len(networks)), len(networks)):

@@ -20,7 +20,7 @@ from segnas.latency_tables.journal import ProfileJournal, Record, header_of
 from segnas.latency_tables.measure import runs_in
 from segnas.latency_tables.monotone import inversions
 from segnas.latency_tables.probes import Design, designs, entry_kind
-from segnas.latency_tables.sentinel import Interleaver, Visit, sentinel_architecture, sentinel_target
+from segnas.latency_tables.sentinel import Interleaver, Visit, interleaved
 from segnas.latency_tables.slope import LEAST_ROUNDS, Price, Slope, prices, slope_of
 from segnas.target import Target
 from segnas.timing import percentile
@@ -153,8 +153,7 @@ def _measured(
 ) -> Iterator[Record]:
     if not pending:
         return
-    with closing(prepare(sentinel_architecture(), sentinel_target(target))) as sentinel:
-        interleaver = Interleaver(sentinel, target)
+    with interleaved(target, prepare) as interleaver:
         for first in range(0, len(pending), GROUP):
             with ExitStack() as stack:
                 group = [_opened(design, target, prepare, graph_sha256, stack) for design in pending[first : first + GROUP]]

@@ -20,8 +20,9 @@ from segnas.files import plain, read_versioned, write_text
 from segnas.journals import Journal
 from segnas.latency import LatencyTable
 from segnas.latency_tables.compose import reference_ms
-from segnas.latency_tables.judge import JUDGED, Judgement, Label, bare, label_of, noise, process_sd, rows, spread
-from segnas.latency_tables.measure import Measured, measure_all
+from segnas.latency_tables.judge import JUDGED, Judgement, bare, rows, spread
+from segnas.latency_tables.labels import Label, labels, noise, process_sd
+from segnas.latency_tables.measure import TOGETHER, Measured, measure_all
 from segnas.measuring import Progress, prepare_probe, require_entries
 from segnas.search.draws import corners, stratified, uniform
 from segnas.search.expected import ExpectedLatency
@@ -110,7 +111,8 @@ def judge_table(
 ) -> tuple[Judgement, LatencyTable]:
     """The table's held-out figures, and the table calibrated for each entry on all the calibration networks.
 
-    Networks that are fitted on and networks that are held out are measured in `processes` processes each, never in the same one, in turn.
+    Networks that are fitted on and networks that are held out are measured in `processes` processes each, never in the same one, in turn, each time
+    in another order, so that those that are open together are others in each.
     A process that has finished is in the journal and is not repeated. IncompatibleError for a journal of another table or of other networks.
     """
     require_entries(space, table)
@@ -124,14 +126,16 @@ def judge_table(
     for done, (role, number, networks) in enumerate(plan):
         progress(done, len(plan), f"process {done + 1} of {len(plan)}: {len(networks)} networks")
         if not log.has(role, number):
-            log.add(role, number, networks, measure(networks, table.target, reference, seed + done))
+            shuffled = Random(f"{seed} {done} order").sample(networks, len(networks))
+            log.add(role, number, shuffled, measure(shuffled, table.target, reference, seed + done))
     progress(len(plan), len(plan), "")
     architectures = drawn.by_digest
-    calibration = log.labels("fit", drawn.calibration)
+    fitted_on, held = log.labels("fit"), log.labels("held")
+    calibration = tuple(fitted_on[a.digest] for a in drawn.calibration)
     sets = {
-        "uniform": log.labels("held", drawn.uniform),
-        "stratified": log.labels("held", drawn.stratified),
-        "corners": log.labels("held", tuple(dict.fromkeys(drawn.corners.values()))),
+        "uniform": tuple(held[a.digest] for a in drawn.uniform),
+        "stratified": tuple(held[a.digest] for a in drawn.stratified),
+        "corners": tuple(held[a.digest] for a in dict.fromkeys(drawn.corners.values())),
     }
     fitted = table.calibrated(
         [table.probe(architectures[label.digest], label.ms) for label in calibration], "entries", process_sd=process_sd(calibration)
@@ -145,8 +149,8 @@ def judge_table(
         processes=processes,
         calibration=calibration,
         sets=tuple(sets.items()),
-        label_noise=tuple((name, noise(labels)) for name, labels in sets.items()),
-        spread=tuple((name, spread(labels)) for name, labels in sets.items()),
+        label_noise=tuple((name, noise(found)) for name, found in sets.items()),
+        spread=tuple((name, spread(found)) for name, found in sets.items()),
         rows=rows(table, architectures, calibration, sets),
         corners=tuple(errors.items()),
         conditions=(*versions(), ("load", " ".join(f"{value:.2f}" for value in os.getloadavg())), *table.mismatch),
@@ -159,15 +163,15 @@ class _Sessions:
 
     def __init__(self, path: Path, table: LatencyTable, digests: Sequence[str]) -> None:
         self._journal = Journal(path)
-        self._found: dict[tuple[str, int], dict[str, float]] = {}
+        self._found: dict[tuple[str, int], list[dict[str, float]]] = {}
         header = {"space": table.space, "prices": table.prices_digest, "networks": list(digests)}
         if self._journal.begin(header) != header:
             raise IncompatibleError(f"{path} was begun with another table or other networks; remove it, or give another --out")
         for number, line in enumerate(self._journal.entries[1:], 2):
             try:
-                self._found[line["role"], line["process"]] = {digest: float(ms) for digest, ms in line["ms"].items()}
+                self._found[line["role"], line["process"]] = [{digest: float(ms) for digest, ms in group.items()} for group in line["groups"]]
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise self._journal.damaged(number, "each line must hold a role, a process and its networks' ms") from None
+                raise self._journal.damaged(number, "each line must hold a role, a process and the ms of its groups of networks") from None
 
     def has(self, role: str, process: int) -> bool:
         """Whether that process has finished."""
@@ -175,14 +179,14 @@ class _Sessions:
 
     def add(self, role: str, process: int, networks: Sequence[Architecture], measured: Sequence[Measured]) -> None:
         """Keep what a process found; on the disk before this returns."""
-        ms = {a.digest: m.median_ms for a, m in zip(networks, measured, strict=True)}
-        self._journal.add({"role": role, "process": process, "ms": ms})
-        self._found[role, process] = ms
+        pairs = [(a.digest, m.median_ms) for a, m in zip(networks, measured, strict=True)]
+        groups = [dict(pairs[first : first + TOGETHER]) for first in range(0, len(pairs), TOGETHER)]
+        self._journal.add({"role": role, "process": process, "groups": groups})
+        self._found[role, process] = groups
 
-    def labels(self, role: str, networks: Sequence[Architecture]) -> tuple[Label, ...]:
+    def labels(self, role: str) -> dict[str, Label]:
         """The networks' labels over all finished processes of that role."""
-        found = [ms for (kept, _), ms in sorted(self._found.items()) if kept == role]
-        return tuple(label_of(a.digest, [ms[a.digest] for ms in found]) for a in networks)
+        return labels([groups for (kept, _), groups in sorted(self._found.items()) if kept == role])
 
 
 def judgement_lines(judgement: Judgement) -> list[str]:

@@ -10,7 +10,7 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.judging import FITTED, STRATIFIED, UNIFORM, draw, judge_table
 from segnas.latency import Entry, LatencyTable
 from segnas.latency_tables.compose import SENTINEL_KEY
-from segnas.latency_tables.measure import Measured
+from segnas.latency_tables.measure import TOGETHER, Measured
 from segnas.search.spaces.cas import cas_tiny
 from segnas.target import Target
 
@@ -69,6 +69,8 @@ def test_a_judgement_of_a_table_that_is_ten_percent_low(table: LatencyTable, tmp
     assert len(fitted.calibration.probes) == FITTED
     assert len(machine.calls) == 2 * 3
     assert {label.digest for label in found.calibration} == set(machine.calls[0])
+    assert machine.calls[0] != machine.calls[2], "in another order, so that others are open together"
+    assert sorted(machine.calls[0]) == sorted(machine.calls[2])
     assert not set(machine.calls[0]) & set(machine.calls[-1])
     assert 0 < dict(found.label_noise)["uniform"] < 1.0
     assert dict(found.spread)["stratified"] > dict(found.spread)["uniform"]
@@ -100,12 +102,18 @@ def test_a_journal_holds_its_networks_and_then_a_line_a_process(table: LatencyTa
     with pytest.raises(KeyboardInterrupt):
         judged(table, machine, tmp_path / "j.jsonl")
     header, *lines = map(json.loads, (tmp_path / "j.jsonl").read_text().splitlines())
-    assert (header["space"], header["prices"], header["networks"]) == ("cas-tiny", table.prices_digest, machine.calls[0] + machine.calls[1])
-    assert [(line["role"], line["process"], sorted(line["ms"])) for line in lines] == [
-        ("fit", 0, sorted(machine.calls[0])),
-        ("held", 0, sorted(machine.calls[1])),
-    ]
-    for damage in ("{", '{"role":"fit","process":1}', '{"role":"fit","process":1,"ms":{"a":"fast"}}', '{"role":"fit","process":1,"ms":[1]}'):
+    assert (header["space"], header["prices"]) == ("cas-tiny", table.prices_digest)
+    assert sorted(header["networks"]) == sorted(machine.calls[0] + machine.calls[1])
+    assert [(line["role"], line["process"]) for line in lines] == [("fit", 0), ("held", 0)]
+    for line, called in zip(lines, machine.calls, strict=True):
+        groups = [called[first : first + TOGETHER] for first in range(0, len(called), TOGETHER)]
+        assert [sorted(group) for group in line["groups"]] == [sorted(group) for group in groups]
+    for damage in (
+        "{",
+        '{"role":"fit","process":1}',
+        '{"role":"fit","process":1,"groups":[{"a":"fast"}]}',
+        '{"role":"fit","process":1,"groups":[1]}',
+    ):
         path = tmp_path / "damaged.jsonl"
         path.write_text((tmp_path / "j.jsonl").read_text() + damage + "\n")
         with pytest.raises(InputError, match=r"damaged\.jsonl is damaged in line 4"):

@@ -13,7 +13,8 @@ from segnas.judging import draw, read_judgement
 from segnas.latency import LatencyTable
 from segnas.latency_tables.check import check_coverage
 from segnas.latency_tables.compose import PROTOCOL
-from segnas.latency_tables.judge import JUDGED, Judgement, Label, bare, figures, process_sd
+from segnas.latency_tables.judge import JUDGED, Judgement, bare, figures
+from segnas.latency_tables.labels import Label, process_sd
 from segnas.latency_tables.store import load_table
 from segnas.search.spaces import space
 

@@ -9,7 +9,7 @@ from segnas.errors import IncompatibleError, InputError, RequirementError
 from segnas.latency import Entry, LatencyTable, priced_operations
 from segnas.latency_tables.compose import calibrate, residuals
 from segnas.latency_tables.measure import measure, measure_all
-from segnas.latency_tables.sentinel import Interleaver, Visit, alone_ms, sentinel_architecture, sentinel_target, steady_rounds
+from segnas.latency_tables.sentinel import SENTINELS, Interleaver, Visit, alone_ms, interleaved, sentinel_architecture, sentinel_target, steady_rounds
 
 CHOICES = ("separable", "max_pool", "conv", "avg_pool", "zoomed_conv")
 
@@ -30,7 +30,7 @@ def test_measure_on_a_quiet_machine(machine, small_network, target):
     measured = measure(small_network("conv"), target, prepare=machine.prepare)
     assert measured.median_ms == pytest.approx(machine.true_ms(small_network("conv"), target), rel=1e-5)
     assert measured.relative_sd < 1e-6
-    assert machine.opened == machine.closed == 2
+    assert machine.opened == machine.closed == SENTINELS + 1
 
 
 def test_measure_tells_what_it_would_be_at_the_reference_speed(make_machine, small_network, target):
@@ -88,13 +88,13 @@ def test_an_interrupted_calibration_repeats_no_network(machine, networks, target
     opened, again = machine.opened, dict(kept)
     found = calibrate(table, networks, prepare=machine.prepare, known=kept, keep=again.__setitem__)
     assert len(again) == len(networks) == 15
-    assert machine.opened - opened == 5 + 1, "what was left, and the sentinel"
+    assert machine.opened - opened == 5 + SENTINELS, "what was left, and the sentinel"
     assert found == calibrate(table, networks, prepare=machine.prepare)
 
 
 def test_the_same_network_twice_is_measured_once(machine, networks, target):
     calibrate(table_of(networks, target, machine), [networks[0], networks[0]], prepare=machine.prepare)
-    assert machine.opened == 2
+    assert machine.opened == SENTINELS + 1
 
 
 def test_networks_are_closed_when_one_cannot_be_prepared(machine, networks, target):
@@ -105,7 +105,7 @@ def test_networks_are_closed_when_one_cannot_be_prepared(machine, networks, targ
 
     with pytest.raises(RequirementError):
         measure_all(networks[:4], target, prepare=prepare)
-    assert machine.opened == machine.closed == 3
+    assert machine.opened == machine.closed == SENTINELS + 2
 
 
 def test_a_clock_that_gives_nothing_is_refused(target):
@@ -119,7 +119,7 @@ def test_a_clock_that_gives_nothing_is_refused(target):
         def sample(self, runs: int) -> tuple[float, ...]:
             return (1.0,) * runs
 
-    interleaver = Interleaver(Working(), target)
+    interleaver = Interleaver([Working()], target)
     interleaver.begin()
     with pytest.raises(RequirementError, match="clock"):
         interleaver.visit(Broken(), 3)
@@ -159,7 +159,7 @@ def test_several_threads_are_sampled_in_one_go(target):
         def close(self) -> None: ...
 
     for threads in (1, 2):
-        Interleaver(Counting(), replace(target, threads=threads)).visit(Counting(), 3)
+        Interleaver([Counting()], replace(target, threads=threads)).visit(Counting(), 3)
     assert asked == [1, 1, 1, 1, 1, 1, 1, 4, 3]
 
 
@@ -179,7 +179,7 @@ def test_the_sentinel_is_read_after_a_long_turn_and_after_several_short_ones(tar
             read.append(runs)
             return (self.ms,) * runs
 
-    interleaver = Interleaver(Sentinel(7.0), replace(target, threads=2))
+    interleaver = Interleaver([Sentinel(7.0)], replace(target, threads=2))
     interleaver.begin()
     after: list[int] = []
     for ms in (4.0, 4.0, 4.0, 4.0, 30.0, 4.0):  # two runs each, one of which is not kept
@@ -187,6 +187,36 @@ def test_the_sentinel_is_read_after_a_long_turn_and_after_several_short_ones(tar
         assert interleaver.visit(Lasting(ms), 1).took_ms == 2 * ms
         after.append(len(read))
     assert after == [0, 0, 0, 1, 1, 0]
+
+
+def test_sentinels_are_read_in_turn_and_each_is_warm(target):
+    """Their median is taken, so that none that came to lie well or ill decides."""
+    read: list[float] = []
+
+    class Lying(NamedTuple):
+        ms: float
+
+        def sample(self, runs: int) -> tuple[float, ...]:
+            read.append(self.ms)
+            return (self.ms,) * runs
+
+        def close(self) -> None: ...
+
+    found = Interleaver([Lying(30.0), Lying(33.0), Lying(31.0)], replace(target, threads=2))
+    found.begin()
+    assert read[:3] == [30.0, 33.0, 31.0], "each runs before one is read"
+    assert sorted(read[3:]) == [30.0, 31.0, 33.0]
+    for _ in range(4):
+        assert found.visit(Lying(40.0), 1).sentinel_ms == 31.0
+    assert [ms for ms in read[6:] if ms != 40.0] == [30.0, 33.0, 31.0, 30.0]
+
+
+def test_a_gpu_has_one_sentinel_and_a_core_several(machine, target):
+    for scope, count in (("end_to_end", SENTINELS), ("gpu", 1)):
+        opened = machine.opened
+        with interleaved(replace(target, scope=scope), machine.prepare):
+            assert machine.opened - opened == count
+        assert machine.closed == machine.opened
 
 
 def test_the_sentinel_grows_with_the_threads(target):

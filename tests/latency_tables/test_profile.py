@@ -16,7 +16,7 @@ from segnas.latency_tables.compose import PROTOCOL, reference_ms
 from segnas.latency_tables.journal import ProfileJournal, header_of
 from segnas.latency_tables.probes import designs
 from segnas.latency_tables.profile import profile
-from segnas.latency_tables.sentinel import sentinel_architecture, sentinel_target
+from segnas.latency_tables.sentinel import SENTINELS, sentinel_architecture, sentinel_target
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_resume_at_every_byte_of_the_last_line(make_machine, few, target, tmp_pa
         path.write_bytes(content[:cut])
         machine = make_machine()
         table = run(machine, few, small, path)
-        assert machine.opened <= 1 + 3  # the sentinel and the probes of one operation
+        assert machine.opened <= SENTINELS + 3, "the sentinels and the probes of one operation"
         assert path.read_bytes()[:last] == content[:last]
         assert path.read_bytes().count(b"\n") - 1 == finished + 1
         assert [e.operation for e in table.entries] == [e.operation for e in whole.entries]

@@ -404,7 +404,7 @@ def test_a_turn_counts_all_that_its_samples_took(monkeypatch):
     target = torch_target(256, 512, device=device)
     prepare = preparing(device)
     sentinel, network = prepare(sentinel_architecture(), sentinel_target(target)), open_torch(priced(device, 0.05, target), 3, target, device)
-    interleaver = Interleaver(sentinel, target)
+    interleaver = Interleaver([sentinel], target)
     interleaver.begin()
     network.sample(1)
     assert sample_runs(network) == int(dict(network.conditions)["replays_per_sample"]) >= 40
