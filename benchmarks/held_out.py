@@ -3,8 +3,9 @@
 python benchmarks/held_out.py
 """
 
+import math
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from segnas.judging import read_judgement
 from segnas.latency_tables.judge import JUDGED, Figures, Judgement
@@ -23,13 +24,18 @@ def main() -> None:
     for path in sorted(TABLES.glob(f"*{JUDGED}")):
         found = read_judgement(path.with_name(path.name.removesuffix(JUDGED) + ".json"))
         devices.setdefault(found.target.device, []).append(found)
+    everywhere: dict[str, list[float]] = {}
     for device, judgements in devices.items():
         print(f"{device}\n")
-        _print_device(judgements)
+        covered: dict[str, list[float]] = {}
+        _print_device(judgements, covered)
+        for level, values in covered.items():
+            everywhere.setdefault(level, []).extend(values)
+    for level, values in everywhere.items():
+        print(f"In the 90 % interval, all devices, {level}: {fmean(values):.1f} %")
 
 
-def _print_device(judgements: list[Judgement]) -> None:
-    covered: dict[str, list[float]] = {}
+def _print_device(judgements: list[Judgement], covered: dict[str, list[float]]) -> None:
     corners: list[str] = []
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
     for found in judgements:
@@ -52,7 +58,23 @@ def _print_device(judgements: list[Judgement]) -> None:
     print("\nCorners, level 2, the worst two: " + "; ".join(corners) + ".")
     for level, values in covered.items():
         print(f"In the 90 % interval, pooled, {level}: {fmean(values):.1f} %")
+    for found in judgements:
+        if found.together:
+            print(_readings(found))
     print()
+
+
+def _readings(found: Judgement) -> str:
+    """How far single readings lie from the labels, as they are and less what networks that were open together share."""
+    labels = {label.digest: label for label in (*found.calibration, *(label for _, of_set in found.sets for label in of_set))}
+    number: dict[str, int] = {}
+    off: list[list[float]] = []
+    for role, groups in found.together:
+        process = number[role] = number.get(role, -1) + 1
+        off += [[math.log(labels[digest].sessions_ms[process] / labels[digest].ms) for digest in group] for group in groups]
+    shared, own = pstdev(map(fmean, off)), pstdev([value - fmean(group) for group in off for value in group])
+    single = pstdev(value for group in off for value in group)
+    return f"`{found.space}`: readings are off by {100 * single:.2f} %; groups together by {100 * shared:.2f}, each beside by {100 * own:.2f}"
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ class Judgement:
     """A table's held-out figures, with everything that they were computed from.
 
     `sets` names the held-out networks by digest; `label_noise` is, a set, the mean relative standard deviation of its labels in percent; `spread` the
-    coefficient of variation of the labels in percent, what a constant guess would be off by.
+    coefficient of variation of the labels in percent, what a constant guess would be off by. `together` says, for each process, whether its networks
+    were fitted on ("fit") or held out ("held") and which of them were open together, so that every label can be computed anew (`labels`); it is empty
+    where labels are plain means, as they were at first.
     """
 
     space: str
@@ -68,6 +70,7 @@ class Judgement:
     rows: tuple[Row, ...]
     corners: tuple[tuple[str, float], ...]
     conditions: tuple[tuple[str, str], ...]
+    together: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
 
 
 def figures(table: LatencyTable, architectures: Mapping[str, Architecture], labels: Sequence[Label]) -> Figures:

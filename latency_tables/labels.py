@@ -42,13 +42,12 @@ def labels(processes: Sequence[Groups]) -> dict[str, Label]:
     readings = [{digest: math.log(ms) for digest, ms in group.items()} for groups in processes for group in groups]
     shared = _shared(readings) if len(processes) > 1 else [0.0] * len(readings)
     found: dict[str, list[float]] = {digest: [] for group in processes[0] for digest in group}
-    read: dict[str, list[float]] = {digest: [] for digest in found}
     for group, factor in zip(readings, shared, strict=True):
         for digest, value in group.items():
             found[digest].append(math.exp(value - factor))
-            read[digest].append(math.exp(value))
+    read = [{digest: ms for group in groups for digest, ms in group.items()} for groups in processes]
     widened = _widened(len(found), len(processes), len(readings))
-    return {digest: _label(digest, values, widened, read[digest]) for digest, values in found.items()}
+    return {digest: _label(digest, values, widened, tuple(each[digest] for each in read)) for digest, values in found.items()}
 
 
 def _widened(networks: int, processes: int, groups: int) -> float:
@@ -85,10 +84,10 @@ def _centre(values: Sequence[float]) -> float:
     return interquartile_mean(values) if len(values) >= 4 else fmean(values)
 
 
-def _label(digest: str, values: Sequence[float], widened: float, read: Sequence[float]) -> Label:
+def _label(digest: str, values: Sequence[float], widened: float, read: tuple[float, ...]) -> Label:
     centre = _centre(values)
     sd = widened * stdev(values) / centre / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Label(digest, centre, sd, tuple(read))
+    return Label(digest, centre, sd, read)
 
 
 def process_sd(found: Sequence[Label]) -> float:

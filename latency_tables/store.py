@@ -47,7 +47,8 @@ def load_table(path: Path) -> LatencyTable:
     schema, stated = data.pop("schema", None), data.pop("content_sha256", None)
     if schema != SCHEMA:
         kind = IncompatibleError if isinstance(schema, str) and schema.startswith(f"{_NAME}/") else InputError
-        raise kind(f"{path} has schema {schema!r}; a latency table of schema {SCHEMA} is needed")
+        advice = "; make it anew with `segnas profile`" if kind is IncompatibleError else ""
+        raise kind(f"{path} has schema {schema!r}; a latency table of schema {SCHEMA} is needed{advice}")
     if stated is None or stated != _digest_or_none(data):
         raise InputError(f"{path} was changed after it was written: its content does not match its content_sha256 {stated!r}; profile again")
     try:

@@ -151,8 +151,9 @@ class ExpectedLatency(ExpectedPrice):
     """Expected milliseconds by a table, on its target: with the constant of a call, and the argmax where the output is
     labels.
 
-    Equal to `table.estimate(decoded).total_ms` at one-hot probabilities. IncompatibleError where the table lacks an
-    entry.
+    Equal to `table.additive_ms(decoded)` at one-hot probabilities: each operation counts as often as it comes, also where
+    the runtime will compute several at once, which the estimate of the decoded network knows. IncompatibleError where
+    the table lacks an entry.
     """
 
     def __init__(self, space: Space, table: LatencyTable) -> None:

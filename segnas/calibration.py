@@ -18,7 +18,7 @@ Integers = NDArray[np.int64]
 
 SCALE_SD = 0.05  # prior of the correction that all coefficients share, around the median ratio (our choice)
 PRIORS = tuple(0.0025 * 2 ** (k / 2) for k in range(13))  # 0.25 to 16 %
-NOISES = tuple(0.002 * 2 ** (k / 2) for k in range(11))  # 0.2 to 6.4 %
+NOISES = tuple(0.002 * 2 ** (k / 8) for k in range(41))  # 0.2 to 6.4 %, in steps of 9 %
 NORMAL_95 = 1.6448536269514722  # quantile 0.95 of the standard normal distribution: both sides of a 90 % interval
 
 

@@ -27,7 +27,7 @@ SCHEMA_VERSIONS: dict[type, tuple[str, int]] = {
     Architecture: ("segnas.architecture", 1),
     Operation: ("segnas.operation", 1),
     Target: ("segnas.target", 1),
-    LatencyTable: ("segnas.latency_table", 1),
+    LatencyTable: ("segnas.latency_table", 2),
     Engine: ("segnas.engine", 2),
     Timing: ("segnas.timing", 2),
     Accuracy: ("segnas.accuracy", 1),

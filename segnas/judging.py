@@ -29,7 +29,7 @@ from segnas.search.expected import ExpectedLatency
 from segnas.search.space import Space
 from segnas.target import Target
 
-SCHEMA = ("segnas.judgement", 1)
+SCHEMA = ("segnas.judgement", 2)
 FITTED, UNIFORM, STRATIFIED = 40, 30, 30
 
 
@@ -154,6 +154,7 @@ def judge_table(
         rows=rows(table, architectures, calibration, sets),
         corners=tuple(errors.items()),
         conditions=(*versions(), ("load", " ".join(f"{value:.2f}" for value in os.getloadavg())), *table.mismatch),
+        together=log.together,
     )
     return judgement, fitted
 
@@ -187,6 +188,11 @@ class _Sessions:
     def labels(self, role: str) -> dict[str, Label]:
         """The networks' labels over all finished processes of that role."""
         return labels([groups for (kept, _), groups in sorted(self._found.items()) if kept == role])
+
+    @property
+    def together(self) -> tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]:
+        """Each process's role, and its groups of networks."""
+        return tuple((role, tuple(tuple(group) for group in groups)) for (role, _), groups in sorted(self._found.items()))
 
 
 def judgement_lines(judgement: Judgement) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from segnas.arch import Architecture, Operation, argmax_operation, canonical_json
 from segnas.calibration import NORMAL_95, Floats, Integers, Posterior, fitted, quantile_95
+from segnas.cost import parameters
 from segnas.errors import IncompatibleError, InputError
 from segnas.target import Target
 from segnas.timing import percentile
@@ -26,6 +27,10 @@ LEVELS = ("sum", "scale", "kinds", "entries")
 entry (level 2)."""
 MISMATCH_KEY = "allowed_mismatch"
 """Of the provenance: what differs where a table is used on another target than its own."""
+
+MERGING = ("onnxruntime", "onnxruntime-cuda")
+"""Backends that compute equal operations without weights once: ONNX Runtime eliminates common subexpressions, whatever its provider (seen on the
+CPU)."""
 
 ENTRIES_FROM = 40  # probes from which a correction for each entry is worth while (our study, section 3.2)
 
@@ -169,8 +174,8 @@ class LatencyTable:
         return tuple(o for o in wanted if o not in self._by_operation)
 
     def estimate(self, architecture: Architecture) -> Estimate:
-        """What that network takes on this target, argmax included where the target's output is labels."""
-        operations = priced_operations(architecture, self.target)
+        """What that network takes on this target, argmax included where the target's output is labels; what the runtime computes once counts once."""
+        operations = executed_operations(architecture, self.target)
         parts = tuple((o, self.price_ms(o)) for o in operations)
         total = self.constant_ms + math.fsum(ms for _, ms in parts)
         quantile = quantile_95(len(self.calibration.probes) - 1) if self.calibration.probes else NORMAL_95
@@ -184,7 +189,7 @@ class LatencyTable:
     def model_sd(self, architecture: Architecture) -> float:
         """Relative standard deviation of the estimate by what measuring more networks would tell; 0 for a table that no network has calibrated."""
         self.raw_sum_ms(architecture)  # a missing entry is an error here too
-        return self._model_sd(priced_operations(architecture, self.target))
+        return self._model_sd(executed_operations(architecture, self.target))
 
     def _model_sd(self, operations: Iterable[Operation]) -> float:
         if self._posterior is None:
@@ -225,7 +230,7 @@ class LatencyTable:
 
     def probe(self, architecture: Architecture, measured_ms: float) -> Probe:
         """That network as something to calibrate with."""
-        counts = _counts(priced_operations(architecture, self.target))
+        counts = _counts(executed_operations(architecture, self.target))
         return Probe(architecture.digest, self.raw_sum_ms(architecture), measured_ms, tuple(sorted(counts.items())))
 
     def calibrated(self, probes: Iterable[Probe], level: str = "scale", *, process_sd: float | None = None) -> "LatencyTable":
@@ -291,9 +296,15 @@ class LatencyTable:
         return shares
 
     def raw_sum_ms(self, architecture: Architecture) -> float:
-        """Sum of the entries and the overhead, before any calibration."""
-        operations = priced_operations(architecture, self.target)
+        """Sum of the entries and the overhead, before any calibration; what the runtime computes once counts once."""
+        operations = executed_operations(architecture, self.target)
         return self.overhead_ms + math.fsum(self.entry(o).median_ms for o in operations if not o.is_free)
+
+    def additive_ms(self, architecture: Architecture) -> float:
+        """The calibrated prices of all its operations added up, each as often as it comes, and the constant: what a search adds up, decision by
+        decision. At least the estimate; above it where the runtime merges some.
+        """
+        return self.constant_ms + math.fsum(self.price_ms(o) for o in priced_operations(architecture, self.target))
 
 
 def _counts(operations: Iterable[Operation]) -> Counter[str]:
@@ -309,8 +320,30 @@ def profile_command(space: str, target: Target) -> str:
 
 
 def priced_operations(architecture: Architecture, target: Target) -> tuple[Operation, ...]:
-    """Every operation that the deployed engine runs at the target's size: the walk, and the argmax of a `labels` engine."""
+    """Every operation of the deployed network at the target's size: the walk, and the argmax of a `labels` engine."""
     operations = architecture.operations(target.height, target.width)
     if target.output_contract == "labels":
         return (*operations, argmax_operation(operations[-1].output))
     return operations
+
+
+def executed_operations(architecture: Architecture, target: Target) -> tuple[Operation, ...]:
+    """`priced_operations` less those whose result the runtime has already, where it is known to look for them (`MERGING`).
+
+    Two poolings of one feature are computed once, and so are two sums of these: all operations without weights whose inputs are the same.
+    """
+    operations = priced_operations(architecture, target)
+    if target.backend not in MERGING or dict(target.options).get("optimisation") == "none":
+        return operations
+    first: dict[tuple[Operation, tuple[int, ...]], int] = {}
+    same: list[int] = []
+    executed: list[Operation] = []
+    for index, (node, operation) in enumerate(zip(architecture.nodes, operations, strict=False)):
+        inputs = tuple(same[i] for i in node.inputs)
+        if operation.is_free and inputs:
+            same.append(inputs[0])
+        else:
+            same.append(index if parameters(operation) else first.setdefault((operation, inputs), index))
+        if same[-1] == index or operation.is_free:
+            executed.append(operation)
+    return (*executed, *operations[len(architecture.nodes) :])

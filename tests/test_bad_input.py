@@ -312,7 +312,7 @@ def wrong_tables(made: Path, tmp_path: Path, which: str) -> Path:
         ("size", INCOMPATIBLE, "height: the table has 96, asked for is 64; width: the table has 192, asked for is 128); run `segnas profile"),
         ("space", INCOMPATIBLE, "the latency table of 'cas-fast' has no entry for "),
         ("classes", INCOMPATIBLE, "run `segnas profile cas-tiny --size 64x128 --threads 1 --classes 19 --out TABLE.json`"),
-        ("architecture", INPUT, "bad.json has schema 'segnas.architecture/1'; a latency table of schema segnas.latency_table/1 is needed"),
+        ("architecture", INPUT, "bad.json has schema 'segnas.architecture/1'; a latency table of schema segnas.latency_table/2 is needed"),
     ],
 )
 def test_a_table_that_does_not_serve(made: Path, tmp_path: Path, call: Call, which: str, code: int, message: str) -> None:

@@ -165,7 +165,7 @@ def test_json_of_the_steps_in_a_row(made: Path, tmp_path: Path, monkeypatch: pyt
     assert found["verdict"] in ("faster", "slower", "undecided")
     for file in ("arch.json", "model.onnx.json"):
         assert str(printed("show", tmp_path / file)["schema"]).startswith("segnas.")
-    assert printed("show", made / "table.json")["schema"] == "segnas.latency_table/1"
+    assert printed("show", made / "table.json")["schema"] == "segnas.latency_table/2"
     assert not list(tmp_path.rglob("*.partial"))
 
 

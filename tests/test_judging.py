@@ -73,6 +73,8 @@ def test_a_judgement_of_a_table_that_is_ten_percent_low(table: LatencyTable, tmp
     assert sorted(machine.calls[0]) == sorted(machine.calls[2])
     assert not set(machine.calls[0]) & set(machine.calls[-1])
     assert 0 < dict(found.label_noise)["uniform"] < 1.0
+    assert [role for role, _ in found.together] == ["fit"] * 3 + ["held"] * 3
+    assert [[digest for group in groups for digest in group] for _, groups in found.together] == machine.calls[::2] + machine.calls[1::2]
     assert dict(found.spread)["stratified"] > dict(found.spread)["uniform"]
     assert "allowed_mismatch" not in dict(found.conditions)
 

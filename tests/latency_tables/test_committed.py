@@ -14,7 +14,7 @@ from segnas.latency import LatencyTable
 from segnas.latency_tables.check import check_coverage
 from segnas.latency_tables.compose import PROTOCOL
 from segnas.latency_tables.judge import JUDGED, Judgement, bare, figures
-from segnas.latency_tables.labels import Label, process_sd
+from segnas.latency_tables.labels import Label, labels, process_sd
 from segnas.latency_tables.store import load_table
 from segnas.search.spaces import space
 
@@ -55,6 +55,11 @@ def test_the_figures_beside_a_table_follow_from_its_labels(path: Path) -> None:
         [table.probe(networks[label.digest], label.ms) for label in judgement.calibration], "entries", process_sd=process_sd(judgement.calibration)
     )
     sets = dict(judgement.sets)
+    for role, kept in (("fit", judgement.calibration), ("held", tuple(label for labelled in sets.values() for label in labelled))):
+        read = {label.digest: label.sessions_ms for label in kept}
+        processes = [groups for name, groups in judgement.together if name == role]
+        again = [[{digest: read[digest][number] for digest in group} for group in groups] for number, groups in enumerate(processes)]
+        assert not again or [labels(again)[label.digest].ms for label in kept] == pytest.approx([label.ms for label in kept], rel=1e-9)
     for row in judgement.rows:
         if (row.fitted_on, row.level) == (40, "entries"):
             found = figures(fitted, networks, sets[row.networks])

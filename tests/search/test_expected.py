@@ -37,7 +37,7 @@ def agrees_at_one_hots(space, table, count):
     expected, rng = ExpectedLatency(space, table), Random(0)
     for _ in range(count):
         genotype = space.random(rng)
-        decoded = table.estimate(space.decode(genotype).architecture).total_ms
+        decoded = table.additive_ms(space.decode(genotype).architecture)
         assert float(expected(one_hot(space, genotype).weights)) == pytest.approx(decoded, rel=1e-9)
         assert expected.exact(genotype) == pytest.approx(decoded, rel=1e-9)
 
@@ -72,7 +72,7 @@ def test_a_hard_sample_is_priced_exactly_and_reaches_every_decision(any_space, m
         logits = leaning(any_space, (None, 0, -1)[drawn % 3] if drawn >= 20 else None)
         sample = hard(any_space, logits, rng=rng)
         price = expected(sample.weights, given_rules=False)
-        decoded = table.estimate(any_space.decode({name: active[0] for name, active in sample.active.items()}).architecture).total_ms
+        decoded = table.additive_ms(any_space.decode({name: active[0] for name, active in sample.active.items()}).architecture)
         assert float(price.detach()) == pytest.approx(decoded, rel=1e-6)
         gradients = torch.autograd.grad(price, list(logits.values()), allow_unused=True)
         reached |= {name for name, g in zip(logits, gradients, strict=True) if g is not None and g.abs().sum() > 0}

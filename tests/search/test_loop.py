@@ -244,7 +244,7 @@ def test_a_low_budget_draws_the_decoded_network_down_and_a_high_one_says_nothing
 
 
 def decoded(space: Space, table: LatencyTable, found: Searched) -> float:
-    return table.estimate(space.decode(mode(space, found.probabilities)).architecture).total_ms
+    return table.additive_ms(space.decode(mode(space, found.probabilities)).architecture)
 
 
 # ---- what comes back
