@@ -1,5 +1,6 @@
 """Tables between two tables: exact where the price is affine in pixels, never outside what was measured, and marked as what they are."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
@@ -12,7 +13,7 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.kinds import kind
 from segnas.latency import Calibration, Entry, LatencyTable, priced_operations
 from segnas.latency_tables.compose import PROTOCOL
-from segnas.latency_tables.interpolate import LEAST_SD, counterpart, interpolate, level_of
+from segnas.latency_tables.interpolate import BENT, LEAST_SD, counterpart, interpolate, level_of
 from segnas.latency_tables.store import content_sha256, load_table, save_table
 from segnas.target import Target
 
@@ -152,10 +153,10 @@ def test_the_calibration_is_the_mean_scale_and_less_sure_than_both():
     second = table(128, 256, calibration=Calibration(scale=0.9, relative_sd=0.02))
     found = between(first, second, 96, 192).calibration
     assert found.scale == pytest.approx(1.0)
-    assert found.relative_sd == pytest.approx(0.06)
+    assert found.relative_sd == pytest.approx(math.hypot(0.06, 4 * BENT))  # four times the pixels
     assert found.probes == ()
     sure = [replace(t, calibration=Calibration(scale=1.0, relative_sd=0.005)) for t in (first, second)]
-    assert between(sure[0], sure[1], 96, 192).calibration.relative_sd == LEAST_SD
+    assert between(sure[0], sure[1], 96, 192).calibration.relative_sd == pytest.approx(math.hypot(LEAST_SD, 4 * BENT))
     assert between(first, second, 96, 192).entries == between(table(64, 128), table(128, 256), 96, 192).entries  # scales stay out of the prices
 
 
