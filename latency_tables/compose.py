@@ -12,7 +12,7 @@ from typing import NamedTuple
 from segnas.arch import Architecture
 from segnas.errors import IncompatibleError, InputError
 from segnas.latency import ENTRIES_FROM, LatencyTable, Prepare, profile_command
-from segnas.latency_tables.measure import ROUNDS, TOGETHER, Measured, measure_all
+from segnas.latency_tables.measure import ROUNDS, Measured, in_groups, measure_all
 
 SENTINEL_KEY = "sentinel_ms"
 PROTOCOL_KEY = "protocol"
@@ -82,7 +82,7 @@ def calibrate(
         table.raw_sum_ms(architecture)  # before the clock: a missing entry must not cost a measurement
     found = {digest: ms for digest, ms in (known or {}).items() if digest in distinct}
     left = [architecture for digest, architecture in distinct.items() if digest not in found]
-    for group in (left[i : i + TOGETHER] for i in range(0, len(left), TOGETHER)):
+    for group in in_groups(left):
         reference = sentinel or reference_ms(table)
         measured = measure_all(group, table.target, prepare=prepare, sentinel_ref_ms=reference, rounds=measure_rounds, seed=seed)
         for architecture, label in zip(group, measured, strict=True):

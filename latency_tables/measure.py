@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from typing import TypeVar
 
 from segnas.arch import Architecture
 from segnas.latency import Prepare, Timed
@@ -11,6 +12,7 @@ from segnas.latency_tables.sentinel import Visit, interleaved, steady_rounds
 from segnas.target import Target
 from segnas.timing import Measured, interquartile_mean, percentile
 
+T = TypeVar("T")
 ROUNDS = 8
 VISIT_MS = 40.0  # what one turn of a network aims at
 READING_MS = 8.0  # and one of the sentinel
@@ -36,10 +38,15 @@ def measure_all(
     if not architectures:
         return ()
     dice, visits = random.Random(seed), list[list[Visit]]()
-    for first in range(0, len(architectures), TOGETHER):
-        visits += _visited(architectures[first : first + TOGETHER], target, prepare, rounds, dice)
+    for group in in_groups(architectures):
+        visits += _visited(group, target, prepare, rounds, dice)
     reference = sentinel_ref_ms or percentile([visit.sentinel_ms for turns in visits for visit in turns], 50)
     return tuple(_measured(turns, reference) for turns in visits)
+
+
+def in_groups(networks: Sequence[T]) -> list[Sequence[T]]:
+    """What `measure_all` has open together of these, or of what belongs to each of them."""
+    return [networks[first : first + TOGETHER] for first in range(0, len(networks), TOGETHER)]
 
 
 def runs_in(visit_ms: float, network: Timed, least: int, most: int) -> int:

@@ -22,7 +22,7 @@ from segnas.latency import LatencyTable
 from segnas.latency_tables.compose import reference_ms
 from segnas.latency_tables.judge import JUDGED, Judgement, bare, rows, spread
 from segnas.latency_tables.labels import Label, labels, noise, process_sd
-from segnas.latency_tables.measure import TOGETHER, Measured, measure_all
+from segnas.latency_tables.measure import Measured, in_groups, measure_all
 from segnas.measuring import Progress, prepare_probe, require_entries
 from segnas.search.draws import corners, stratified, uniform
 from segnas.search.expected import ExpectedLatency
@@ -181,7 +181,7 @@ class _Sessions:
     def add(self, role: str, process: int, networks: Sequence[Architecture], measured: Sequence[Measured]) -> None:
         """Keep what a process found; on the disk before this returns."""
         pairs = [(a.digest, m.median_ms) for a, m in zip(networks, measured, strict=True)]
-        groups = [dict(pairs[first : first + TOGETHER]) for first in range(0, len(pairs), TOGETHER)]
+        groups = [dict(group) for group in in_groups(pairs)]
         self._journal.add({"role": role, "process": process, "groups": groups})
         self._found[role, process] = groups
 
