@@ -13,7 +13,7 @@ from segnas.errors import IncompatibleError, InputError
 from segnas.kinds import kind
 from segnas.latency import Calibration, Entry, LatencyTable, priced_operations
 from segnas.latency_tables.compose import PROTOCOL
-from segnas.latency_tables.interpolate import BENT, LEAST_SD, counterpart, interpolate, level_of
+from segnas.latency_tables.interpolate import BENT, LEAST_SD, _between, counterpart, interpolate, level_of
 from segnas.latency_tables.store import content_sha256, load_table, save_table
 from segnas.target import Target
 
@@ -97,6 +97,30 @@ def test_every_price_lies_between_its_parents(one, other, wanted):
         parents = [t.entry(counterpart(entry.operation, found.target, t.target)).median_ms for t in (first, second)]
         assert min(parents) * (1 - 1e-8) <= entry.median_ms <= max(parents) * (1 + 1e-8)
     assert found.estimate(NETWORK).total_ms > 0
+
+
+@pytest.mark.parametrize("power", [1.0, 1.2, 1.6])
+def test_what_outgrows_a_cache_follows_a_power_of_the_pixels(power: float) -> None:
+    """Where the larger size costs more a pixel, a line would begin below zero; the power law is exact, and the two meet where neither bends."""
+    small, large = (table(*size, price=lambda o: 1e-6 * pixels(o) ** power) for size in ((64, 128), (256, 512)))
+    found = between(small, large, 128, 256)
+    for entry in found.entries:
+        assert entry.median_ms == pytest.approx(1e-6 * pixels(entry.operation) ** power, rel=1e-6)
+
+
+@given(st.floats(0.05, 20), st.floats(0, 1))
+def test_the_law_is_continuous_where_it_changes(price: float, way: float) -> None:
+    """Between the line through both points and the price of the smaller's pixels, and never below the smaller's price where the larger is dearer."""
+    few, many = 10_000, 40_000
+    here = round(few + way * (many - few))
+    found = _between((few, 1.0), (many, price), here)
+    line, proportional = 1 + (price - 1) * (here - few) / (many - few), here / few
+    if price <= many / few:
+        assert found == pytest.approx(line)
+    else:
+        assert proportional * (1 - 1e-9) <= found <= line * (1 + 1e-9)
+    near = _between((few, 1.0), (many, many / few * (1 + 1e-9)), here)
+    assert near == pytest.approx(proportional, rel=1e-6)
 
 
 @given(sizes, sizes)
