@@ -18,7 +18,7 @@ import click
 from segnas.arch import Architecture, Node
 from segnas.kinds import kind
 from segnas.latency import Timed
-from segnas.latency_tables.measure import READING_MS, VISIT_MS, runs_in
+from segnas.latency_tables.measure import READING, RUNS
 from segnas.latency_tables.sentinel import Interleaver, sentinel_architecture, sentinel_target
 from segnas.measuring import prepare_probe
 from segnas.runtime.onnxruntime_session import cpu_target
@@ -44,12 +44,12 @@ def first_sentinel() -> Architecture:
 
 def reading(network: Timed, sentinel: Timed, target: Target, seconds: float) -> tuple[float, float]:
     """The network's time in units of the sentinel, and the sentinel's in ms, over so many seconds."""
-    interleaver, until = Interleaver([sentinel], target, reading_ms=READING_MS), time.monotonic() + seconds
+    interleaver, until = Interleaver([sentinel], target, reading=READING), time.monotonic() + seconds
     interleaver.begin()
-    runs, visits = runs_in(VISIT_MS, network, 1, 8), [interleaver.visit(network, 1)]
+    visits = [interleaver.visit(network, 1)]
     while time.monotonic() < until:
-        visits.append(interleaver.visit(network, runs))
-    return interquartile_mean([visit.ratio for visit in visits]), percentile([visit.sentinel_ms for visit in visits], 50)
+        visits.append(interleaver.visit(network, RUNS))
+    return interquartile_mean([visit.fastest_ratio for visit in visits]), percentile([visit.sentinel_ms for visit in visits], 50)
 
 
 @click.command()

@@ -17,7 +17,6 @@ from segnas.errors import IncompatibleError
 from segnas.latency import Entry, LatencyTable, Prepare, Timed
 from segnas.latency_tables.compose import PROTOCOL, PROTOCOL_KEY, SENTINEL_KEY
 from segnas.latency_tables.journal import ProfileJournal, Record, header_of
-from segnas.latency_tables.measure import runs_in
 from segnas.latency_tables.monotone import inversions
 from segnas.latency_tables.probes import Design, designs, entry_kind
 from segnas.latency_tables.sentinel import Interleaver, Visit, interleaved
@@ -163,7 +162,7 @@ def _measured(
 
 def _opened(design: Design, target: Target, prepare: Prepare, graph_sha256: Callable[[Operation], str], stack: ExitStack) -> _Open:
     probes = [stack.enter_context(closing(prepare(rung.architecture, rung.target(target)))) for rung in design.rungs]
-    runs = [runs_in(VISIT_MS, probe, 1, 12) for probe in probes]
+    runs = [min(max(round(VISIT_MS / max(probe.sample(2)[1], 1e-6)), 1), 12) for probe in probes]
     return _Open(design, graph_sha256(design.operation), probes, runs, [[] for _ in probes], ENTRY_MS * _patience(target))
 
 

@@ -45,6 +45,11 @@ class Visit:
         """Interquartile mean of the samples in units of the sentinel."""
         return interquartile_mean(self.samples_ms) / self.sentinel_ms
 
+    @property
+    def fastest_ratio(self) -> float:
+        """The fastest sample in units of the sentinel. What disturbs a run within some tens of milliseconds makes it slower, never faster."""
+        return min(self.samples_ms) / self.sentinel_ms
+
 
 def sentinel_architecture() -> Architecture:
     """A short network that neighbours on a shared machine slow as much as they slow real ones: convolutions, a separable one among them, down to 1/4,
@@ -72,14 +77,14 @@ def sentinel_target(target: Target) -> Target:
 
 
 @contextmanager
-def interleaved(target: Target, prepare: Prepare, *, reading_ms: float = 2.0) -> Generator["Interleaver"]:
+def interleaved(target: Target, prepare: Prepare, *, reading: int = 1) -> Generator["Interleaver"]:
     """An interleaver whose sentinels are open as long as the context lasts."""
     with ExitStack() as stack:
         count = 1 if target.scope == "gpu" else SENTINELS
         yield Interleaver(
             [stack.enter_context(closing(prepare(sentinel_architecture(), sentinel_target(target)))) for _ in range(count)],
             target,
-            reading_ms=reading_ms,
+            reading=reading,
         )
 
 
@@ -94,19 +99,18 @@ class Interleaver:
     (`alone_ms`).
     """
 
-    def __init__(self, sentinels: Sequence[Timed], target: Target, *, reading_ms: float = 2.0) -> None:
+    def __init__(self, sentinels: Sequence[Timed], target: Target, *, reading: int = 1) -> None:
         self._opened = tuple(sentinels)
         self._sentinels = cycle(sentinels)
-        self._reading_ms = reading_ms  # what one reading aims at
+        self._reading = reading  # so many runs, of which the fastest counts
         self._runs_alone = target.threads == 1 and target.scope != "gpu"
         self._readings: deque[float] = deque(maxlen=3)
-        self._runs = 2
         self._unread_ms = 0.0  # since the last reading
 
     def begin(self) -> None:
         """Run each sentinel twice, the first time a session is slow, and read three of them: at the start, and after a pause."""
-        warm = [sentinel.sample(2)[1] for sentinel in self._opened]
-        self._runs = min(max(round(self._reading_ms / max(percentile(warm, 50), 1e-6)), 1), 8)
+        for sentinel in self._opened:
+            sentinel.sample(2)
         for _ in range(3):
             self._read()
 
@@ -123,7 +127,7 @@ class Interleaver:
 
     def _read(self) -> None:
         self._unread_ms = 0.0
-        self._readings.append(percentile(self._sampled(next(self._sentinels), self._runs)[0], 50))
+        self._readings.append(min(self._sampled(next(self._sentinels), self._reading)[0]))
 
     def _sampled(self, network: Timed, runs: int) -> tuple[tuple[float, ...], float]:
         """So many samples after one that does not count, and what all of them took."""
