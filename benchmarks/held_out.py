@@ -12,7 +12,7 @@ from segnas.latency_tables.judge import JUDGED, Figures, Judgement
 
 TABLES = Path(__file__).parents[1] / "latency_tables" / "tables"
 HEAD = (
-    *("space", "held-out networks: spread, noise", "sum: MAPE", "10 networks: MAPE, hit5, hit10", "40: MAPE, RMSPE"),
+    *("space", "held-out networks: spread, noise, processes", "sum: MAPE", "10 networks: MAPE, hit5, hit10", "40: MAPE, RMSPE"),
     *("tau, and what the labels' noise leaves", "tau in +-10 %", "in the 90 % interval, 10 and 40"),
 )
 LEVELS = {(0, "sum"): "the sum", (10, "scale"): "one scale, 10 networks", (40, "entries"): "level 2, 40 networks"}
@@ -50,7 +50,7 @@ def _print_device(judgements: list[Judgement], covered: dict[str, list[float]]) 
             left = 2 / math.pi * math.asin(math.sqrt(max(0.0, 1 - (noise[name] / spread[name]) ** 2)))  # of a normal distribution of latencies
             band = "-" if full.band_tau is None else f"{full.band_tau:.2f}"
             print(
-                f"| `{found.space}` | {name}: {spread[name]:.1f} %, {noise[name]:.2f} % | {summed.mape:.2f} "
+                f"| `{found.space}` | {name}: {spread[name]:.1f} %, {noise[name]:.2f} %, {found.processes} | {summed.mape:.2f} "
                 f"| {scaled.mape:.2f}, {scaled.hit5:.0f}, {scaled.hit10:.0f} | {full.mape:.2f}, {full.rmspe:.2f} "
                 f"| {full.tau:.3f}, {left:.3f} | {band} "
                 f"| {scaled.covered:.0f}, {full.covered:.0f} |"

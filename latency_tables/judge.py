@@ -116,11 +116,12 @@ def rows(
     if leaked:
         raise InputError(f"network {min(leaked)} is held out and was used for fitting; draw the sets again")
     probes = [table.probe(architectures[label.digest], label.ms) for label in calibration]
+    apart = process_sd(calibration, list({label.digest: label for labels in sets.values() for label in labels}.values()))
     found: list[Row] = []
     for count, level in CALIBRATIONS:
         if count > len(probes):
             continue
-        fitted = table.calibrated(probes[:count], level, process_sd=process_sd(calibration)) if count else bare(table)
+        fitted = table.calibrated(probes[:count], level, process_sd=apart) if count else bare(table)
         found += [Row(name, count, level, figures(fitted, architectures, labels)) for name, labels in sets.items()]
     return tuple(found)
 

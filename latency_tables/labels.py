@@ -32,8 +32,8 @@ def labels(processes: Sequence[Groups]) -> dict[str, Label]:
 
     Networks that are open together are read up to 3 % too slow or too fast together, by the moment and by where the sentinel's memory came to lie.
     Where the groups are drawn anew in every process, that factor can be told from what the networks take: log ms is a network's and a group's part,
-    fitted by turns with interquartile means, so that one reading that was disturbed has little say; the groups' parts are 0 on average. It is the
-    analysis of an incomplete block design. With one process nothing is taken out and the standard deviation is NaN. InputError where a network is
+    fitted by turns with interquartile means, so that one reading that was disturbed has little say, nor one group in the level of all: the middle of
+    the groups' parts is 0. It is the analysis of an incomplete block design. With one process nothing is taken out and the standard deviation is NaN. InputError where a network is
     missing in a process, or there is none.
     """
     digests = [set().union(*groups) for groups in processes]
@@ -52,21 +52,20 @@ def labels(processes: Sequence[Groups]) -> dict[str, Label]:
 
 def _widened(networks: int, processes: int, groups: int) -> float:
     """What a standard deviation of readings less their groups' parts falls short by: fitting these parts makes the readings agree better than they
-    do, and leaves the networks' parts less sure (the efficiency of a design with groups of equal size, to a percent).
+    do, and leaves the networks' parts less sure (the efficiency of a design with groups of equal size, (1 - 1 / group) / (1 - 1 / networks): 1 where
+    each process has all networks in one group).
     """
     free = networks * (processes - 1)
     left = free - (groups - 1)
     together = networks * processes / groups
     if left <= 0 or together <= 1:
         return math.nan
-    alone = groups == processes
-    return LOSS * math.sqrt(free / left / (1.0 if alone else 1 - 1 / together))
+    return LOSS * math.sqrt(free / left * (1 - 1 / networks) / (1 - 1 / together))
 
 
 def _shared(readings: Sequence[Mapping[str, float]]) -> list[float]:
-    """The part of each group, in logarithms."""
+    """The part of each group, in logarithms, around their middle: a group that was disturbed has little say in the level of all."""
     shared = [0.0] * len(readings)
-    count = math.fsum(map(len, readings))
     for _ in range(SWEEPS):
         by_network: dict[str, list[float]] = {}
         for group, factor in zip(readings, shared, strict=True):
@@ -74,7 +73,7 @@ def _shared(readings: Sequence[Mapping[str, float]]) -> list[float]:
                 by_network.setdefault(digest, []).append(value - factor)
         centre = {digest: _centre(values) for digest, values in by_network.items()}
         shared = [_centre([value - centre[digest] for digest, value in group.items()]) for group in readings]
-        middle = math.fsum(factor * len(group) for group, factor in zip(readings, shared, strict=True)) / count
+        middle = _centre(shared)
         shared = [factor - middle for factor in shared]
     return shared
 
@@ -90,15 +89,24 @@ def _label(digest: str, values: Sequence[float], widened: float, read: tuple[flo
     return Label(digest, centre, sd, read)
 
 
-def process_sd(found: Sequence[Label]) -> float:
-    """Relative standard deviation of the factor between two means over so many processes as these labels have: all networks of a process lie together
-    beside the truth, so more networks do not take it away.
+def process_sd(fitted_on: Sequence[Label], held_out: Sequence[Label]) -> float:
+    """Relative standard deviation of the factor between the means of two sets of networks, each read in so many processes, in turn: all networks of a
+    process lie together beside the truth, so more networks do not take it away. What two processes that follow each other share is not in it.
+    0 with one process. InputError where the sets were read in different numbers of processes.
     """
-    processes = len(found[0].sessions_ms)
-    if processes < 2:
+    processes = {len(label.sessions_ms) for label in (*fitted_on, *held_out)}
+    if len(processes) != 1:
+        raise InputError(f"networks were read in {sorted(processes)} processes; both sets must have been read in as many")
+    count = processes.pop()
+    if count < 2:
         return 0.0
-    factors = [fmean(label.sessions_ms[process] / fmean(label.sessions_ms) for label in found) for process in range(processes)]
-    return math.sqrt(2 / processes) * stdev(factors)
+    apart = [_factor(fitted_on, process) - _factor(held_out, process) for process in range(count)]
+    return stdev(apart) / math.sqrt(count)
+
+
+def _factor(found: Sequence[Label], process: int) -> float:
+    """How far that process read these networks from their mean, in logarithms."""
+    return fmean(math.log(label.sessions_ms[process] / fmean(label.sessions_ms)) for label in found)
 
 
 def noise(found: Sequence[Label]) -> float:

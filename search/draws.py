@@ -1,7 +1,7 @@
 """Draws: networks of a space to judge a latency table by: uniform ones, stratified ones, and the corners; and random ones of a given price."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from random import Random
 
 from segnas.arch import Architecture
@@ -11,10 +11,11 @@ from segnas.search.derive import GROUP, mode
 from segnas.search.slots import Choice
 from segnas.search.space import Genotype, Space
 
-CANDIDATES = 8
+CANDIDATES = 20
 """So many are drawn for each stratified network that is taken; our choice."""
-CONCENTRATION = 0.5
-"""Of the Dirichlet distribution of the operations' frequencies: below 1, so that most networks prefer few operations; our choice."""
+CONCENTRATION = 0.25
+"""Of the Dirichlet distribution of the operations' frequencies: well below 1, so that most networks prefer few operations and lie anywhere in the
+range of prices; our choice."""
 
 REJECTED = 2000
 """So many uniform draws may miss a window of prices before walks lead into it; our choice."""
@@ -29,29 +30,32 @@ def networks(space: Space, count: int, rng: Random) -> tuple[Architecture, ...]:
     return tuple(space.decode(space.random(rng)).architecture for _ in range(count))
 
 
-def uniform(space: Space, count: int, rng: Random) -> tuple[Architecture, ...]:
-    """Distinct networks drawn uniformly; fewer where the space has fewer."""
+def uniform(space: Space, count: int, rng: Random, taken: Collection[str] = ()) -> tuple[Architecture, ...]:
+    """Distinct networks drawn uniformly, none of whose digests is `taken`; fewer where the space has fewer."""
     found: dict[str, Architecture] = {}
     for _ in range(20 * count):
         if len(found) == count:
             break
         architecture = space.decode(space.random(rng)).architecture
-        found.setdefault(architecture.digest, architecture)
+        if architecture.digest not in taken:
+            found.setdefault(architecture.digest, architecture)
     return tuple(found.values())
 
 
-def stratified(space: Space, count: int, price: Price, rng: Random) -> tuple[Architecture, ...]:
+def stratified(space: Space, count: int, price: Price, rng: Random, taken: Collection[str] = ()) -> tuple[Architecture, ...]:
     """Distinct networks whose operation frequencies are drawn anew for each from a Dirichlet distribution, taken evenly over the range of prices.
 
-    The range from the cheapest to the dearest candidate is cut into `count` equal strata; each gives the candidate nearest to its middle.
+    The range from the cheapest to the dearest candidate is cut into `count` equal strata; each gives the candidate nearest to its middle. Networks
+    whose digests are `taken` are no candidates; fewer than `count` where the space has no more.
     """
     drawn: dict[str, tuple[float, Architecture]] = {}
     for _ in range(CANDIDATES * count):
         genotype = space.random(rng, _frequencies(space, rng))
         architecture = space.decode(genotype).architecture
-        drawn.setdefault(architecture.digest, (price(genotype), architecture))
+        if architecture.digest not in taken:
+            drawn.setdefault(architecture.digest, (price(genotype), architecture))
     left = sorted(drawn.values(), key=lambda item: item[0])
-    low, high = left[0][0], left[-1][0]
+    low, high = (left[0][0], left[-1][0]) if left else (0.0, 0.0)
     chosen: list[Architecture] = []
     for stratum in range(min(count, len(left))):
         middle = low + (high - low) * (stratum + 0.5) / count

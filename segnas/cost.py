@@ -81,8 +81,9 @@ def convolutions(operation: Operation) -> tuple[Convolution, ...]:
         case "shortcut" if operation.stride == 1:
             return (Convolution(source.channels, output),)
         case "factorised_reduce" | "shortcut":
-            halves = (output.channels - output.channels // 2, output.channels // 2)
-            return tuple(Convolution(source.channels, _with(output, width)) for width in halves)
+            odd = output.channels // 2
+            padded = _with(output, odd, output.height + 1, output.width + 1)  # `ops.OddUnit`
+            return (Convolution(source.channels, _with(output, output.channels - odd)), Convolution(source.channels, padded))
         case "grid_pool":
             return (Convolution(source.channels, _with(output, output.channels, *_grid(source, *kind.integers("grid")))),)
         case "classifier":

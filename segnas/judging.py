@@ -6,7 +6,7 @@ draws -> judge.jsonl (one line a network and process) -> Judgement
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,10 @@ from segnas.target import Target
 
 SCHEMA = ("segnas.judgement", 2)
 FITTED, UNIFORM, STRATIFIED = 40, 30, 30
+ROUNDS = 4
+"""Turns of each network in each process: half of what a single measurement takes, since as many turns in twice the processes say more: what all
+networks of a process share, and of a group, is averaged over more of them (our choice)."""
+Draw = Callable[[int, Collection[str]], Sequence[Architecture]]
 
 
 class MeasureAll(Protocol):
@@ -66,27 +70,32 @@ def read_judgement(table: Path) -> Judgement:
 
 
 def draw(space: Space, table: LatencyTable, seed: int) -> Drawn:
-    """Half of the calibration networks uniform and half stratified, in turn, so that the first ten are of both; held-out ones are none of them."""
+    """Half of the calibration networks uniform and half stratified, in turn, so that the first ten are of both; held-out ones are none of them.
+
+    The stratified ones come as every fourth of the range, then the next fourth, so that the first ten hold cheap and dear networks alike.
+    """
     rng, price = Random(seed), ExpectedLatency(space, bare(table)).exact  # whatever the table was calibrated on, the same draws
     edges = corners(space, price)
     taken = {architecture.digest for architecture in edges.values()}
 
-    def fresh(found: Sequence[Architecture], count: int) -> list[Architecture]:
-        kept = [architecture for architecture in found if architecture.digest not in taken][:count]
+    def fresh(draw_so_many: Draw, count: int) -> list[Architecture]:
+        kept = draw_so_many(count, frozenset(taken))
         if len(kept) < count:
             raise InputError(f"{space.name!r} has too few networks to judge a table by: {len(kept)} of {count} could be drawn")
         taken.update(architecture.digest for architecture in kept)
-        return kept
+        return list(kept)
 
-    half = FITTED // 2
-    mixed = zip(fresh(uniform(space, half + 10, rng), half), fresh(stratified(space, half + 10, price, rng), half), strict=True)
+    def evenly(count: int, without: Collection[str]) -> Sequence[Architecture]:
+        return uniform(space, count, rng, without)
+
+    def over_the_range(count: int, without: Collection[str]) -> Sequence[Architecture]:
+        return stratified(space, count, price, rng, without)
+
+    ranged = fresh(over_the_range, FITTED // 2)
+    spread_out = [architecture for first in (2, 0, 3, 1) for architecture in ranged[first::4]]
+    mixed = zip(fresh(evenly, FITTED // 2), spread_out, strict=True)
     calibration = tuple(architecture for pair in mixed for architecture in pair)
-    return Drawn(
-        calibration,
-        tuple(fresh(uniform(space, UNIFORM + 20, rng), UNIFORM)),
-        tuple(fresh(stratified(space, STRATIFIED + 20, price, rng), STRATIFIED)),
-        edges,
-    )
+    return Drawn(calibration, tuple(fresh(evenly, UNIFORM)), tuple(fresh(over_the_range, STRATIFIED)), edges)
 
 
 def measured_in_new_process(architectures: Sequence[Architecture], target: Target, sentinel_ref_ms: float, seed: int) -> tuple[Measured, ...]:
@@ -96,7 +105,7 @@ def measured_in_new_process(architectures: Sequence[Architecture], target: Targe
 
 
 def _measured(architectures: tuple[Architecture, ...], target: Target, sentinel_ref_ms: float, seed: int) -> tuple[Measured, ...]:
-    return measure_all(architectures, target, prepare=prepare_probe, sentinel_ref_ms=sentinel_ref_ms, seed=seed)
+    return measure_all(architectures, target, prepare=prepare_probe, sentinel_ref_ms=sentinel_ref_ms, rounds=ROUNDS, seed=seed)
 
 
 def judge_table(
@@ -137,9 +146,8 @@ def judge_table(
         "stratified": tuple(held[a.digest] for a in drawn.stratified),
         "corners": tuple(held[a.digest] for a in dict.fromkeys(drawn.corners.values())),
     }
-    fitted = table.calibrated(
-        [table.probe(architectures[label.digest], label.ms) for label in calibration], "entries", process_sd=process_sd(calibration)
-    )
+    probes = [table.probe(architectures[label.digest], label.ms) for label in calibration]
+    fitted = table.calibrated(probes, "entries", process_sd=process_sd(calibration, tuple(held.values())))
     by_digest = {label.digest: label for label in sets["corners"]}
     errors = {name: 100 * (fitted.estimate(a).total_ms / by_digest[a.digest].ms - 1) for name, a in drawn.corners.items()}
     judgement = Judgement(

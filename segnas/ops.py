@@ -150,26 +150,47 @@ class PyramidPool(nn.Module):
         return self.project(torch.cat([features[0], *pooled], dim=1))
 
 
+class OddUnit(Unit):
+    """A 1x1 unit of stride 2 that sees the pixels in odd rows and columns; behind a last even one lie zeros.
+
+    Of the two ways to shift what a strided convolution sees, a copy of the feature, or a padded convolution whose first row and column are left
+    away, the second copies an eighth as much: a factorised reduction so takes a third to a half of the time in ONNX Runtime on a CPU. And no two of
+    them have a copy in common, which the runtime would make once and no table could price.
+    """
+
+    def __init__(self, inputs: int, outputs: int, activation: str) -> None:
+        super().__init__(inputs, outputs, stride=2, activation=activation)
+        self[0] = nn.Conv2d(inputs, outputs, 1, stride=2, padding=1, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', ceil(H / 2), ceil(W / 2)).
+
+        What is left away is so before the normalisation whose statistics it would move, else at the end, where the unit stays one kernel.
+        """
+        convolution, *rest = self
+        found = convolution(input)
+        if self.training:
+            found = found[:, :, 1:, 1:]
+        for layer in rest:
+            found = layer(found)
+        return found if self.training else found[:, :, 1:, 1:]
+
+
 class FactorisedReduce(nn.Module):
     """Half the size by two strided 1x1 units that see the even and the odd pixels (the released code of DARTS, which normalises the whole).
 
-    Where a side is odd, the shifted feature lacks a last pixel, which is zero (ours: DARTS's fails there).
+    Where a side is odd, the odd pixels lack a last one, which is zero (ours: DARTS's fails there).
     """
 
     def __init__(self, kind: Kind, inputs: int, outputs: int) -> None:
         super().__init__()
         activation = kind.text("activation")
         self.even = Unit(inputs, outputs - outputs // 2, stride=2, activation=activation)
-        self.odd = Unit(inputs, outputs // 2, stride=2, activation=activation)
+        self.odd = OddUnit(inputs, outputs // 2, activation)
 
     def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
         """(N, C, H, W) -> (N, C', ceil(H / 2), ceil(W / 2))."""
-        x = features[0]
-        height, width = x.shape[-2:]
-        shifted = x[:, :, 1:, 1:]
-        if height % 2 or width % 2:
-            shifted = F.pad(shifted, (0, width % 2, 0, height % 2))
-        return torch.cat([self.even(x), self.odd(shifted)], dim=1)
+        return torch.cat([self.even(features[0]), self.odd(features[0])], dim=1)
 
 
 class GridPool(nn.Module):

@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from statistics import fmean
 
 import pytest
 
@@ -11,6 +13,8 @@ from segnas.judging import FITTED, STRATIFIED, UNIFORM, draw, judge_table
 from segnas.latency import Entry, LatencyTable
 from segnas.latency_tables.compose import SENTINEL_KEY
 from segnas.latency_tables.measure import TOGETHER, Measured
+from segnas.search.draws import stratified
+from segnas.search.expected import ExpectedLatency
 from segnas.search.spaces.cas import cas_tiny
 from segnas.target import Target
 
@@ -54,6 +58,20 @@ def test_the_sets_are_distinct_and_of_the_stated_sizes(table: LatencyTable) -> N
     digests = [a.digest for s in sets for a in s]
     assert len(set(digests)) == len(digests)
     assert draw(SPACE, table, 0) == drawn != draw(SPACE, table, 1)
+
+
+def test_stratified_networks_lie_all_over_the_range_that_can_be_drawn(table: LatencyTable) -> None:
+    """Those that are held out, those that are fitted on, and the five of these that come among the first ten."""
+    drawn = draw(SPACE, table, 0)
+    ranged = [table.raw_sum_ms(a) for a in drawn.stratified]
+    low, high = min(ranged), max(ranged)
+    wide = [table.raw_sum_ms(a) for a in stratified(SPACE, 300, ExpectedLatency(SPACE, table).exact, Random(9))]
+    assert high - low > 0.85 * (max(wide) - min(wide))
+    for networks, halves in ((drawn.stratified, 30), (drawn.calibration[1::2], 20), (drawn.calibration[1:10:2], 5)):
+        prices = [table.raw_sum_ms(a) for a in networks]
+        assert len(prices) == halves
+        assert fmean(prices) == pytest.approx((low + high) / 2, abs=0.12 * (high - low))
+        assert max(prices) - min(prices) > 0.6 * (high - low)
 
 
 def test_a_judgement_of_a_table_that_is_ten_percent_low(table: LatencyTable, tmp_path: Path) -> None:

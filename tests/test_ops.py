@@ -248,6 +248,18 @@ def test_a_factorised_reduce_sees_every_pixel_on_the_diagonal_once(size: tuple[i
     close(module([x], tuple(parts[0].shape[-2:])), torch.cat(parts, 1))
 
 
+@pytest.mark.parametrize("size", [(8, 12), (7, 12), (9, 7)])
+def test_training_a_factorised_reduce_sees_no_padding(size: tuple[int, int]) -> None:
+    """The statistics of its normalisations are those of the shifted feature, without the row and column that the padded convolution adds."""
+    x, module = torch.randn(4, 6, *size), built(kind("factorised_reduce", activation="none"), 6, 4, 2).train()
+    found = module([x], (-(-size[0] // 2), -(-size[1] // 2)))[:, 2:]
+    y = F.conv2d(F.pad(x, (0, size[1] % 2, 0, size[0] % 2))[:, :, 1:, 1:], module.odd[0].weight, stride=2)
+    norm = module.odd[1]
+    mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)
+    normal = (y - mean[:, None, None]) / torch.sqrt(variance[:, None, None] + 1e-5)
+    close(found, normal * norm.weight[:, None, None] + norm.bias[:, None, None])
+
+
 def test_a_resize_is_bilinear_and_does_nothing_at_the_same_size() -> None:
     x = torch.arange(6.0).reshape(1, 1, 2, 3)
     assert resized(x, (2, 3)) is x

@@ -40,9 +40,12 @@ def darts(classes: int) -> Space:
 
 
 def darts_tiny(classes: int) -> Space:
-    """The preset that a CPU can search: five cells of C = 16 from 1/8 to 1/32, pyramid pooling and a head at 1/8; our choice."""
+    """The preset that a CPU can search: five cells of C = 16 from 1/4 to 1/16, pyramid pooling and a head at 1/8; our choice.
+
+    Behind a stem at 1/8 the dearest network takes 1.2 times as long as the cheapest on a CPU, and most of it is the last resize and the argmax.
+    """
     stem, head = kind("stem", unit="separable", width=16), Head(kind("pyramid_pool"), 48, 8, 1)
-    return network("darts-tiny", classes, cells="NRNRN", width=16, stem=stem, stem_stride=8, head=head)
+    return network("darts-tiny", classes, cells="NRNRN", width=16, stem=stem, stem_stride=4, head=head)
 
 
 def network(name: str, classes: int, *, cells: str, width: int, stem: Kind, stem_stride: int, head: Head) -> Space:

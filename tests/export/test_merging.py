@@ -72,6 +72,17 @@ def test_networks_of_the_spaces_hold_as_many_pools_as_are_counted(name: str) -> 
     assert merged > 0
 
 
+def test_no_part_of_a_factorised_reduction_is_shared() -> None:
+    """Where every edge of a reduction cell is a skip, many read one feature: each leaves the padding of its own convolution away, a row and a
+    column."""
+    space = SPACES["darts-tiny"](5)
+    (name,) = (name for name in corners(space, lambda genotype: 0.0) if name.startswith("all skip"))
+    architecture = corners(space, lambda genotype: 0.0)[name]
+    reductions = [node for node in architecture.nodes if node.kind.op == "factorised_reduce"]
+    assert len(reductions) > len({node.inputs for node in reductions})
+    assert nodes_of(architecture)["Slice"] == 2 * len(reductions)
+
+
 def test_an_estimate_counts_once_and_a_search_each() -> None:
     operations = {o for o in priced_operations(network(), TARGET) if not o.is_free}
     table = LatencyTable("test", TARGET, tuple(Entry(o, "block", 1.0, 0.01, 9, "series", "") for o in operations), overhead_ms=0.5)

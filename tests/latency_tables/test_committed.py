@@ -51,11 +51,11 @@ def test_a_table_prices_its_space_and_nothing_else(path: Path) -> None:
 def test_the_figures_beside_a_table_follow_from_its_labels(path: Path) -> None:
     table = load_table(path)
     judgement, networks = read_judgement(path), draw(space(table.space, CLASSES), table, 0).by_digest
-    fitted = bare(table).calibrated(
-        [table.probe(networks[label.digest], label.ms) for label in judgement.calibration], "entries", process_sd=process_sd(judgement.calibration)
-    )
     sets = dict(judgement.sets)
-    for role, kept in (("fit", judgement.calibration), ("held", tuple(label for labelled in sets.values() for label in labelled))):
+    held = {label.digest: label for labelled in sets.values() for label in labelled}
+    probes = [table.probe(networks[label.digest], label.ms) for label in judgement.calibration]
+    fitted = bare(table).calibrated(probes, "entries", process_sd=process_sd(judgement.calibration, [*held.values()]))
+    for role, kept in (("fit", judgement.calibration), ("held", tuple(held.values()))):
         read = {label.digest: label.sessions_ms for label in kept}
         processes = [groups for name, groups in judgement.together if name == role]
         again = [[{digest: read[digest][number] for digest in group} for group in groups] for number, groups in enumerate(processes)]

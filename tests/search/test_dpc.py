@@ -86,7 +86,7 @@ def test_the_space_has_5_factorial_times_81_to_the_5_cells() -> None:
     assert [sum(o.op == op for o in operations()) for op in ("conv", "separable", "grid_pool")] == [1, 64, 16]
     assert {o.integers("dilation") for o in operations() if o.op == "separable"} == set(product((1, 3, 6, 9, 12, 15, 18, 21), repeat=2))
     assert {o.integers("grid") for o in operations() if o.op == "grid_pool"} == set(product((1, 2, 4, 8), repeat=2))
-    assert space("dpc-small", 19).count() == 24 * 14**4
+    assert space("dpc-small", 19).count() == 120 * 14**5
 
 
 def test_every_cell_of_a_tiny_space_is_another_network() -> None:
@@ -243,7 +243,7 @@ def _never(done: int, total: int, text: str) -> None:
 
 def test_cached_features_are_those_of_the_live_network(proxy: CachedScore, small: Space) -> None:
     """The same crops of the same seed, in evaluation mode; and the rest of the network on them gives the network's logits."""
-    cell = {"op.1": 3, "op.2": 12, "input.2": 1, "op.3": 0, "input.3": 0, "op.4": 13, "input.4": 2}
+    cell = {"op.1": 3, "op.2": 12, "input.2": 1, "op.3": 0, "input.3": 0, "op.4": 13, "input.4": 2, "op.5": 5, "input.5": 4}
     network = initialised(small.decode(cell).architecture, 1)
     network.load_state_dict({**network.state_dict(), **proxy.backbone.placed(network.architecture)})
     network.eval()
