@@ -24,8 +24,8 @@ WIDER, LEAST_SPREAD, LEAST_SD = 1.5, 0.05, 0.03
 standard deviation by the factor, to `LEAST_SD` at least."""
 BENT = 0.014
 """What the law is off by where the larger size has twice the pixels of the smaller, four times that where it has four times as many: features that
-outgrow a cache cost more a pixel. Measured with `cas-fast` at 256x512 on Zen 5, with lines alone: 1.2 % between 224x448 and 320x640, 5.8 % between 192x384
-and 384x768, where the tail no longer fits into the last cache; 3.3 % since such operations follow a power."""
+outgrow a cache cost more a pixel. Measured with `cas-fast` at 256x512 on Zen 5, with lines alone: 1.2 % between 224x448 and 320x640, 5.8 % between
+192x384 and 384x768, where the tail no longer fits into the last cache; 3.3 % since such operations follow a power."""
 
 
 def interpolate(

@@ -33,8 +33,8 @@ def labels(processes: Sequence[Groups]) -> dict[str, Label]:
     Networks that are open together are read up to 3 % too slow or too fast together, by the moment and by where the sentinel's memory came to lie.
     Where the groups are drawn anew in every process, that factor can be told from what the networks take: log ms is a network's and a group's part,
     fitted by turns with interquartile means, so that one reading that was disturbed has little say, nor one group in the level of all: the middle of
-    the groups' parts is 0. It is the analysis of an incomplete block design. With one process nothing is taken out and the standard deviation is NaN. InputError where a network is
-    missing in a process, or there is none.
+    the groups' parts is 0. It is the analysis of an incomplete block design. With one process nothing is taken out and the standard deviation is
+    NaN. InputError where a network is missing in a process, or there is none.
     """
     digests = [set().union(*groups) for groups in processes]
     if not digests or not digests[0] or any(found != digests[0] for found in digests):
