@@ -154,8 +154,8 @@ class OddUnit(Unit):
     """A 1x1 unit of stride 2 that sees the pixels in odd rows and columns; behind a last even one lie zeros.
 
     Of the two ways to shift what a strided convolution sees, a copy of the feature, or a padded convolution whose first row and column are left
-    away, the second copies an eighth as much: a factorised reduction so takes a third to a half of the time in ONNX Runtime on a CPU. And no two of
-    them have a copy in common, which the runtime would make once and no table could price.
+    away, the second copies an eighth as much: in ONNX Runtime on a CPU a factorised reduction so takes 0.34 to 0.89 of the time, 0.61 in the middle
+    (18 shapes of `fasterseg-small`). And no two of them have a copy in common, which the runtime would make once and no table could price.
     """
 
     def __init__(self, inputs: int, outputs: int, activation: str) -> None:
